@@ -16,7 +16,7 @@ from contextlib import suppress
 from lora_chat.commands.error_report import report_error
 from lora_chat.commands.parser import make_parser
 from lora_chat.errors import ReportedError
-from lora_chat.processes.rank import is_later_process, refuse_several_processes
+from lora_chat.processes.rank import is_later_process, is_one_of_several, refuse_several_processes
 from lora_chat.system.console import (
     filter_output,
     print_error,
@@ -27,7 +27,7 @@ from lora_chat.system.console import (
 )
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
 from lora_chat.system.operating_system import let_segments_grow
-from lora_chat.system.signals import raise_on_signals, unblock_signals
+from lora_chat.system.signals import ignore_signals, raise_on_signals, unblock_signals
 
 ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     filter_output()
     print_logged_messages()
-    is_later = is_later_process(os.environ)
+    is_shared, is_later = is_one_of_several(os.environ), is_later_process(os.environ)
     if is_later:
         silence_output()  # the first process prints the messages about arguments
     options = _parse(arguments, is_later=is_later)
@@ -76,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:
+        if is_shared and (not is_later or isinstance(error, KeyboardInterrupt)):
+            ignore_signals()  # torchrun stops this process when another one ends, while it prints or ends
         report = report_error(error, command, options.arguments)
         if report is None:
             raise

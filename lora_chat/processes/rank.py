@@ -107,9 +107,15 @@ def refuse_windows() -> None:
         raise UsageError("Several processes cannot train together on Windows. Fix: use Linux, macOS or WSL.")
 
 
+def is_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun or accelerate launch started this process as one of several."""
+    is_worker = bool(_NUMBER.fullmatch(environment.get(_TORCH.local_rank, "").strip()))
+    return is_worker and _number(environment, _TORCH.size) > 1
+
+
 def is_later_process(environment: Mapping[str, str]) -> bool:
     """Return whether torchrun or accelerate launch started this process, and it is not the first of several."""
-    return _is_one_of_several(environment) and _number(environment, _TORCH.rank) > 0
+    return is_one_of_several(environment) and _number(environment, _TORCH.rank) > 0
 
 
 def refuse_several_processes(environment: Mapping[str, str], command: str) -> None:
@@ -117,7 +123,7 @@ def refuse_several_processes(environment: Mapping[str, str], command: str) -> No
 
     Without LOCAL_RANK it is one process on a machine whose variables describe a later start of torchrun.
     """
-    if _is_one_of_several(environment):
+    if is_one_of_several(environment):
         raise UsageError(
             f"lora-chat {command} uses one process, and this is one of several ({_show(environment, _TORCH.size)}). "
             f"Fix: start `lora-chat {command}` without torchrun and accelerate launch."
@@ -176,11 +182,6 @@ def _check_address(environment: Mapping[str, str], *, is_mpi: bool) -> None:
         raise UsageError(f"{_show(environment, _ADDRESS)} is not the name or address of a machine. {_START}.")
     if not (_NUMBER.fullmatch(port) and 0 < int(port) < 2**16):
         raise UsageError(f"{_show(environment, _PORT)} is not a port between 1 and 65535. {_START}.")
-
-
-def _is_one_of_several(environment: Mapping[str, str]) -> bool:
-    is_worker = bool(_NUMBER.fullmatch(environment.get(_TORCH.local_rank, "").strip()))
-    return is_worker and _number(environment, _TORCH.size) > 1
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

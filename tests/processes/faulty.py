@@ -52,7 +52,7 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
     from lora_chat.processes.rank import read_rank
     from lora_chat.processes.session import SessionTexts, end_process, joined_processes
     from lora_chat.system.console import filter_output, print_error, print_json, print_message, silence_output
-    from lora_chat.system.signals import signal_number, unblock_signals
+    from lora_chat.system.signals import ignore_signals, signal_number, unblock_signals
     from lora_chat.training.stop_request import catch_stop_signals
 
     filter_output()
@@ -107,6 +107,7 @@ def main(kind: str, failing: int, stage: str, silence: float) -> int:
         print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt as error:
+        ignore_signals()
         print_message("Stopped.")
         return 128 + signal_number(error)
     if rank.index > 0:

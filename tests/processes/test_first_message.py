@@ -8,6 +8,7 @@ import pytest
 
 from lora_chat import cli
 from lora_chat.system.console import restore_output
+from lora_chat.system.signals import STOP_SIGNALS
 
 SECOND = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 BAD_OPTION, BAD_START = ["sft", "recipes/smoke.yaml", "--proceses", "2"], ["sft", "recipes/smoke.yaml"]
@@ -15,10 +16,13 @@ BAD_OPTION, BAD_START = ["sft", "recipes/smoke.yaml", "--proceses", "2"], ["sft"
 
 @pytest.fixture(autouse=True)
 def second_process(monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for name, value in {**SECOND, "ACCELERATE_USE_FSDP": "true"}.items():
         monkeypatch.setenv(name, value)
     yield
     restore_output()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def run(arguments):
