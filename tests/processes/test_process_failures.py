@@ -150,11 +150,11 @@ LOST = r"Error: Process {n} of 2 ended without a message: it crashed, or it was 
 @pytest.mark.parametrize(
     ("kind", "failing", "code", "message"),
     [
-        ("none", 0, 0, ""),
+        pytest.param("none", 0, 0, "", marks=ON_DEMAND),
         ("SIGKILL", 1, 11, LOST.replace("{n}", "2")),
         ("SIGKILL", 0, 11, r"Error: Process \d of 2 (ended without a message|lost its connection to the first).*"),
         ("error", 1, 3, r"Error: Process 2 of 2: Line 3 is not JSON\. Fix: correct it\."),
-        ("SIGTERM", 1, 143, r"Stopped after step 10\."),
+        pytest.param("SIGTERM", 1, 143, r"Stopped after step 10\.", marks=ON_DEMAND),
     ],
 )
 def test_processes_without_an_agent_end_together(tmp_path, kind, failing, code, message):
