@@ -30,9 +30,9 @@ class LockStep:
 
     @staticmethod
     def make_idle_batch(step: StepBatch, collator: Callable[[Sequence[EncodedIds]], dict[str, object]]) -> StepBatch:
-        """Return a micro-batch of the shortest dialogue of a step that has a supervised token."""
+        """Return a micro-batch of the shortest dialogue of a step, if possible of one with a supervised token."""
         lengths = step["row_lengths"].tolist()
         rows = zip(step["row_ids"].split(lengths), step["labels"].split(lengths), strict=True)
         encoded: list[EncodedIds] = [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in rows]
         supervised = [row for row in encoded if any(label != IGNORE_INDEX for label in row["labels"][1:])]
-        return collator([min(supervised, key=lambda row: len(row["labels"]))])
+        return collator([min(supervised or encoded, key=lambda row: len(row["labels"]))])
