@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from lora_chat.data.encoding.encode import IGNORE_INDEX
 from lora_chat.models.sharded_base import is_sharded
 from lora_chat.processes.group import ProcessGroup
 from lora_chat.training.fast_path.packed_batch import EncodedIds
-from lora_chat.training.step_collator import StepBatch
+from lora_chat.training.step_collator import StepBatch, split_rows
 
 IDLE_COUNT = math.inf
 """Number of tokens by which the loss of an idle pass is divided, so that it adds zero to all gradients."""
@@ -31,8 +32,7 @@ class LockStep:
     @staticmethod
     def make_idle_batch(step: StepBatch, collator: Callable[[Sequence[EncodedIds]], dict[str, object]]) -> StepBatch:
         """Return a micro-batch of the shortest dialogue of a step, if possible of one with a supervised token."""
-        lengths = step["row_lengths"].tolist()
-        rows = zip(step["row_ids"].split(lengths), step["labels"].split(lengths), strict=True)
-        encoded: list[EncodedIds] = [{"input_ids": ids.tolist(), "labels": labels.tolist()} for ids, labels in rows]
+        rows = zip(split_rows(step), np.split(step["row_labels"], step["row_lengths"].cumsum()[:-1]), strict=True)
+        encoded: list[EncodedIds] = [{"input_ids": ids, "labels": labels.tolist()} for ids, labels in rows]
         supervised = [row for row in encoded if any(label != IGNORE_INDEX for label in row["labels"][1:])]
         return collator([min(supervised or encoded, key=lambda row: len(row["labels"]))])

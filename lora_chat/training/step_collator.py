@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.data.encoding.encode import IGNORE_INDEX
@@ -16,9 +16,10 @@ from lora_chat.training.fast_path.packing import pack_rows
 StepBatch = dict[str, Any]
 """The batch of an optimizer step:
 
-- "labels": labels of all rows of the step, for Trainer
-- "supervised_tokens": their number, by which the loss is divided in every process
-- "row_ids", "row_lengths": token ids of all rows, one row after the other
+- "row_ids", "row_labels", "row_lengths": token ids and labels of all rows, one row after the other, and the length of
+  each; arrays, which stay in main memory
+- "supervised_tokens": number of supervised tokens of all rows, by which the loss is divided in every process
+- "own_tokens": those in the micro-batches
 - "micro_batches": the batches of this process's share of the rows; empty if the step has fewer rows than processes
 """
 
@@ -40,16 +41,17 @@ class StepCollator:
     def __call__(self, rows: Sequence[EncodedIds]) -> StepBatch:
         """Return the batch of a step."""
         rows = [self.trim(row) for row in rows]
-        labels = torch.tensor([label for row in rows for label in row["labels"]])
         lengths = [len(row["input_ids"]) for row in rows]
         share = share_by_size(lengths, self.processes)[self.process]
+        micro_batches = self._make_micro_batches([rows[i] for i in share]) if share else []
         return {
-            "labels": labels,
+            "row_ids": np.array([token for row in rows for token in row["input_ids"]]),
+            "row_labels": np.array([label for row in rows for label in row["labels"]]),
+            "row_lengths": np.array(lengths),
             # The first label of a row causes no loss, because no token precedes it.
             "supervised_tokens": sum(label != IGNORE_INDEX for row in rows for label in row["labels"][1:]),
-            "row_ids": torch.tensor([token for row in rows for token in row["input_ids"]]),
-            "row_lengths": torch.tensor(lengths),
-            "micro_batches": self._make_micro_batches([rows[i] for i in share]) if share else [],
+            "own_tokens": sum(count_supervised_tokens(batch) for batch in micro_batches),
+            "micro_batches": micro_batches,
         }
 
     def trim(self, row: EncodedIds) -> EncodedIds:
@@ -98,6 +100,13 @@ def make_padded_collator(
     return StepCollator(collator, plan.micro_batch_size, rank.index, rank.size)
 
 
+def count_supervised_tokens(batch: dict[str, Any]) -> int:
+    """Count the supervised tokens of a padded or packed micro-batch."""
+    if "supervised" in batch:
+        return int(batch["supervised"].numel())
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+
+
 def split_rows(batch: StepBatch) -> list[list[int]]:
     """Return the token ids of each row of a step."""
-    return [row.tolist() for row in batch["row_ids"].split(batch["row_lengths"].tolist())]
+    return [row.tolist() for row in np.split(batch["row_ids"], batch["row_lengths"].cumsum()[:-1])]

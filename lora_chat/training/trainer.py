@@ -20,7 +20,7 @@ from lora_chat.training.gradient_sum import GradientSum
 from lora_chat.training.lock_step import IDLE_COUNT, LockStep
 from lora_chat.training.optimizer_groups import GroupSettings, read_group_settings
 from lora_chat.training.row_order import replace_row_list
-from lora_chat.training.step_collator import StepBatch
+from lora_chat.training.step_collator import StepBatch, count_supervised_tokens
 from lora_chat.training.step_randomness import StepRandomness
 from lora_chat.training.stock_path import StockPath
 from lora_chat.training.token_scores import TokenScores, concatenate_scores, score_logits
@@ -125,8 +125,7 @@ class PackedSFTTrainer(SFTTrainer):
         loss = self._run_micro_batches(model, micro_batches, self.step_tokens)
         if idle_passes:
             self._run_idle_passes(model, inputs, idle_passes)
-        own_tokens = sum(count_supervised_tokens(batch) for batch in micro_batches)
-        self.step_loss = self._gradient_sum.sum_(model.parameters(), loss, own_tokens, self.step_tokens)
+        self.step_loss = self._gradient_sum.sum_(model.parameters(), loss, inputs["own_tokens"], self.step_tokens)
         return self.step_loss
 
     def _run_micro_batches(self, model: torch.nn.Module, micro_batches: Sequence[Batch], count: int) -> torch.Tensor:
@@ -288,13 +287,3 @@ class PackedSFTTrainer(SFTTrainer):
         model_inputs = {key: value for key, value in inputs.items() if key != "labels"}
         logits = compute_logits(model, positions, **model_inputs)
         return sum_cross_entropy(logits.flatten(0, 1), next_ids[:, positions].flatten(), smoothing) / count
-
-
-def count_supervised_tokens(batch: Batch) -> int:
-    """Count the supervised tokens of a micro-batch.
-
-    The first label of a row never counts, because no token precedes it.
-    """
-    if "supervised" in batch:
-        return int(batch["supervised"].numel())
-    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())

@@ -74,8 +74,8 @@ class StepAgreement(TrainerCallback):
         """Return a checksum of the step's token ids, of the lengths of its dialogues and of the trained positions."""
         batch = self._trainer.step_batch
         checksum = 0
-        for values in (batch["row_ids"], batch["row_lengths"], batch["labels"]):
-            checksum = zlib.crc32(values.cpu().numpy().tobytes(), checksum)
+        for values in (batch["row_ids"], batch["row_lengths"], batch["row_labels"]):
+            checksum = zlib.crc32(values.tobytes(), checksum)
         return checksum
 
     def _sum_bits(self) -> int:

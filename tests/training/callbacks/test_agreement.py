@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from lora_chat.training.callbacks.agreement import StepAgreement
 from lora_chat.training.step_randomness import StepRandomness
 from lora_chat.training.stop_request import StopRequest
 
-STEP = {"row_ids": [4, 5, 6, 7], "row_lengths": [2, 2], "labels": [-100, 5, 6, 7]}
+STEP = {"row_ids": [4, 5, 6, 7], "row_lengths": [2, 2], "row_labels": [-100, 5, 6, 7]}
 
 
 class Pair(ProcessGroup):
@@ -31,7 +32,7 @@ def agree(values=None, dropout=0.1, seed=0, noise=None, weight=1.0, **step):
     model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Dropout(dropout))
     torch.nn.init.constant_(model[0].weight, weight)
     checksum = StepRandomness(model, seed, noise).checksum
-    batch = {name: torch.tensor(ids) for name, ids in (STEP | step).items()}
+    batch = {name: np.array(ids) for name, ids in (STEP | step).items()}
     group = Pair()
     group.values = values
     trainer = SimpleNamespace(model=model, step_batch=batch, randomness_checksum=checksum)
@@ -44,7 +45,7 @@ def agree(values=None, dropout=0.1, seed=0, noise=None, weight=1.0, **step):
     [
         ({"row_ids": [4, 5, 6, 8]}, "dialogues"),
         ({"row_lengths": [1, 3]}, "dialogues"),
-        ({"labels": [-100, 5, -100, 7]}, "dialogues"),
+        ({"row_labels": [-100, 5, -100, 7]}, "dialogues"),
         ({"seed": 1}, "random numbers"),
         ({"dropout": 0.2}, "random numbers"),
         ({"noise": 5.0}, "random numbers"),
