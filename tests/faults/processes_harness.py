@@ -87,7 +87,8 @@ def main():
         codes, _ = run_group(folder, 2, victim=victim, kill=kill)
         ended = round(time.monotonic() - started, 2)
         first_output = (out / f"output-{1 - victim}.txt").read_text()
-        shutil.move(folder / "steps-0.jsonl", folder / "earlier-steps.jsonl")
+        if (folder / "steps-0.jsonl").exists():  # a process that is killed while it connects has no step
+            shutil.move(folder / "steps-0.jsonl", folder / "earlier-steps.jsonl")
         resumed, _ = run_group(folder, processes, "--resume")
         result = {
             "victim": victim,
