@@ -50,7 +50,8 @@ def collect_recipe(run: RunFolder, base: str) -> dict[str, JsonValue]:
     """Return the resolved recipe of a run with file names in place of paths, and without its output folder."""
     recipe: dict[str, Any] = read_recipe(str(run.recipe), []).model_dump(mode="json")
     recipe["base"]["name"] = base
-    recipe["base"].pop("device")  # it describes the machine
+    for name in ("device", "shard"):  # they describe the machine
+        recipe["base"].pop(name)
     recipe["output"].pop("directory")
     data, evaluation, start = recipe["data"], recipe["evaluation"], recipe["adapter"].get("start")
     if start is not None and not is_hub_id(start):

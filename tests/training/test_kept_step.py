@@ -68,7 +68,7 @@ def train(
     every_steps=2,
     each_epoch=False,
     hardware=BF16,
-    dropout=0.1,
+    dropout=0.2,
     **settings,
 ):
     """Train in a folder. Return the result, the saved adapter's bytes and the loss of the saved adapter."""
