@@ -9,6 +9,7 @@ import pytest
 from ranks import RankError, run_ranks
 from test_equivalence import BF16, ON_DEMAND, lora_weights, make_rows, train
 
+from lora_chat.errors import NonFiniteError
 from lora_chat.processes.group import current_group
 from lora_chat.training.trainer import PackedSFTTrainer
 
@@ -111,3 +112,29 @@ def test_a_process_that_differs_ends_all(cache_home, fault, message):
     with pytest.raises(RankError, match=message) as error:
         run_ranks(2, train_and_record, "fast path", 14, fault)
     assert "IntegrityError" in str(error.value)
+
+
+def overflow_in_the_second_process():
+    """Train with an infinite gradient in one process's share of step 2. Return the error of this process."""
+    stock, calls = PackedSFTTrainer._run_micro_batches, []
+
+    def run_micro_batches(self, *args, **kwargs):
+        loss = stock(self, *args, **kwargs)
+        calls.append(0)
+        if len(calls) == 3 and current_group().rank.index == 1:  # the first call is the memory check
+            next(p for p in self.model.parameters() if p.grad is not None).grad[0, 0] = float("inf")
+        return loss
+
+    PackedSFTTrainer._run_micro_batches = run_micro_batches
+    try:
+        train_and_record("fast path", 14)
+    except NonFiniteError as error:
+        return str(error)
+    finally:
+        PackedSFTTrainer._run_micro_batches = stock
+
+
+def test_an_infinite_gradient_of_one_process_ends_all_with_one_message(cache_home):
+    first, second = run_ranks(2, overflow_in_the_second_process)
+    assert first == second
+    assert first.startswith("Step 2 has a non-finite gradient; the update was skipped.")
