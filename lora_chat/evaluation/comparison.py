@@ -116,20 +116,11 @@ def compare_with_base(
     )
 
 
-def help_to_compare(
-    model: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    stop_ids: Sequence[int],
-    validation: DialogueSet,
-    questions: Sequence[Question],
-    system: str | None,
-    settings: EvaluationSection,
-    general: GeneralSet | None = None,
-) -> None:
-    """Measure a share for the first process, which calls `compare_with_base`."""
-    _measure_models(model, make_task(tokenizer, stop_ids, validation, questions, system, settings), general)
+def help_to_compare(model: "PeftModel", task: EvaluationTask, general: GeneralSet | None = None) -> None:
+    """Measure a share of a task for the first process, which calls `compare_with_base`."""
+    _measure_models(model, task, general)
     if current_group().share_json(False):
-        _measure_control(model, tokenizer, validation)
+        _measure_control(model, task.tokenizer, task.validation)
 
 
 def _measure_models(

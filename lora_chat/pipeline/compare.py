@@ -14,6 +14,7 @@ from lora_chat.evaluation.format import format_comparison
 from lora_chat.evaluation.loss import evaluate_loss
 from lora_chat.evaluation.loss_plot import write_loss_plot
 from lora_chat.evaluation.recital import RecitalReport, format_recital
+from lora_chat.evaluation.task import make_task
 from lora_chat.pipeline.prepare import PreparedEvaluation
 from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
@@ -82,16 +83,9 @@ def compare_models(
 def help_to_compare_models(model: "PeftModel", prepared: PreparedEvaluation, settings: EvaluationSection) -> None:
     """Measure a share of the comparison that the first process makes."""
     release_gpu_memory()
-    help_to_compare(
-        model,
-        prepared.tokenizer,
-        prepared.stop_ids,
-        prepared.compared,
-        prepared.questions,
-        prepared.identity.system,
-        settings,
-        prepared.general,
-    )
+    system, compared = prepared.identity.system, prepared.compared
+    task = make_task(prepared.tokenizer, prepared.stop_ids, compared, prepared.questions, system, settings)
+    help_to_compare(model, task, prepared.general)
 
 
 def check_longest_dialogue_fits(model: "PeftModel", *sets: DialogueSet) -> None:
