@@ -46,6 +46,10 @@ class ConnectError(LoraChatError):
     exit_code = LOST_EXIT_CODE
 
 
+class LostStoreError(ConnectError):
+    """An end of the first process, or of torchrun, before all processes were connected."""
+
+
 def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = _CONNECT_SECONDS) -> Watch:
     """Find the other processes and return the watch of this one, which has not been started."""
     store = _open_store(rank, prefix, connect_seconds)
@@ -62,6 +66,11 @@ def join(rank: Rank, prefix: str, limits: WatchLimits, connect_seconds: float = 
         if rank.index == 0:
             store.set(PRINTED_KEY, "0")
         raise
+    except RuntimeError as error:  # the store
+        raise LostStoreError(
+            f"{str(rank).capitalize()} lost its connection to the first process or to torchrun, before all processes "
+            f"were connected. {_LOST}"
+        ) from error
     _check_machines(rank, peers)
     return Watch(rank, store, peers, limits)
 

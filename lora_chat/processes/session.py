@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from lora_chat.errors import ReportedError, StoppedError
 from lora_chat.processes.beats import WatchLimits
-from lora_chat.processes.connect import join
+from lora_chat.processes.connect import ConnectError, LostStoreError, join
 from lora_chat.processes.failure import PRINTED_KEY, Failure, OtherProcessError, key_prefix
 from lora_chat.processes.peers import remove_leftovers
 from lora_chat.processes.rank import Rank
@@ -50,6 +50,11 @@ def joined_processes(rank: Rank, limits: WatchLimits, texts: SessionTexts) -> It
         if rank.index == 0:
             print_error(error.failure.format(rank.size, rank.index), label="")
         raise ReportedError(error.exit_code) from None
+    except ConnectError as error:
+        # There is nobody to agree with, so one process of each machine prints; the first one may have ended.
+        if rank.local_index == 0 or (rank.local_index == 1 and isinstance(error, LostStoreError)):
+            restore_output()
+        raise
     session = _Session(rank, watch, texts)
     watch.report = session.print_if_first
     watch.start()

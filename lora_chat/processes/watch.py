@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_POLL_SECONDS = 0.02
 _RAISE = "Fix: if the work takes longer, raise --process-timeout; continue with --resume."
 
 
@@ -269,6 +270,10 @@ class Watch:
         if not self._lost_store:
             own = self._peers[self.rank.index]
             earlier = [peer for peer in self._peers[: self.rank.index] if peer.machine == own.machine]
+            # A killed process closes its connections shortly before it has ended; the first one may have the store.
+            deadline = time.monotonic() + self.limits.beat
+            while self._peers[0] in earlier and not self._peers[0].has_ended(own) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
             self.prints_without_store = all(peer.has_ended(own) for peer in earlier)
             self._lost_store = True
 
