@@ -19,6 +19,8 @@ from lora_chat.pipeline.held_out_digests import digest_held_out
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.processes.group import current_group
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 SETTINGS = {
     "data.train": "train.jsonl",

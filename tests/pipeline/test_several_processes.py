@@ -13,6 +13,8 @@ from ranks import run_ranks
 from lora_chat.errors import StoppedError
 from lora_chat.processes.group import ProcessGroup, current_group, use_group
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "sun", "moon", "tree", "river", "stone", "paper"]
 RECIPE = """

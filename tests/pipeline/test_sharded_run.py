@@ -19,6 +19,8 @@ from lora_chat.pipeline.shard_choice import settle_sharding
 from lora_chat.processes.group import current_group
 from lora_chat.system.hardware import Hardware
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 RECIPE = "recipes/smoke.yaml"
 CASES = {

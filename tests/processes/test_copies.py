@@ -1,10 +1,13 @@
 """Tensors of the first process arrive in the others bit by bit."""
 
+import pytest
 import torch
 from ranks import run_ranks
 
 from lora_chat.processes.copies import copy_from_first
 from lora_chat.processes.group import ProcessGroup, current_group
+
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
 
 VALUES = torch.tensor([[-0.0, 1e-42, float("nan")], [float("-inf"), 1 / 3, -1.0]])
 

@@ -7,6 +7,8 @@ from ranks import RankError, run_ranks
 from lora_chat.errors import IntegrityError
 from lora_chat.processes.group import ProcessGroup, current_group
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 
 def _talk() -> dict:
     group = current_group()

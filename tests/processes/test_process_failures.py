@@ -20,6 +20,8 @@ import faulty
 import pytest
 from ranks import PRELOAD
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 HERE = Path(__file__).parent
 SILENCE_SECONDS = 8
 """Longest time without a beat in these tests; 60 s for users."""

@@ -19,6 +19,8 @@ from lora_chat.processes.group import current_group
 from lora_chat.system.hardware import Hardware
 from lora_chat.training.fast_path.select import find_fast_path
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 ON_DEMAND = pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
 ROWS = [list(range(10 + row, 40 + 2 * row)) for row in range(3)]
 BATCH = torch.tensor([row[:28] for row in ROWS])

@@ -13,6 +13,8 @@ from lora_chat.errors import NonFiniteError
 from lora_chat.processes.group import current_group
 from lora_chat.training.trainer import PackedSFTTrainer
 
+pytestmark = pytest.mark.slow  # imports libraries in a server of processes
+
 FAST, STOCK = {"attention": "packed"}, {"attention": "padded"}
 CASES = {
     "fast path": FAST,
