@@ -22,6 +22,11 @@ class LockStep:
     def __init__(self, model: torch.nn.Module, group: ProcessGroup) -> None:
         self._group = group if is_sharded(model) else None
 
+    @property
+    def is_needed(self) -> bool:
+        """Return whether the base is sharded."""
+        return self._group is not None
+
     def count_idle_passes(self, own_passes: int) -> int:
         """Return the number of passes that this process must add to `own_passes`; 0 if the base is not sharded.
 

@@ -121,7 +121,9 @@ class PackedSFTTrainer(SFTTrainer):
         """
         self.step_batch, self.step_tokens = inputs, int(inputs["supervised_tokens"])
         micro_batches = inputs["micro_batches"]
-        idle_passes = self._lock_step.count_idle_passes(sum(len(self._split(batch)) for batch in micro_batches))
+        idle_passes = 0
+        if self._lock_step.is_needed:  # splitting a padded batch waits for the card, so other bases skip it here
+            idle_passes = self._lock_step.count_idle_passes(sum(len(self._split(batch)) for batch in micro_batches))
         loss = self._run_micro_batches(model, micro_batches, self.step_tokens)
         if idle_passes:
             self._run_idle_passes(model, inputs, idle_passes)
