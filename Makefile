@@ -42,7 +42,7 @@ help:
 	@echo "make launch-test                                          the files of launch/ with the packages of SkyPilot and Kubernetes: 2 minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
-	@echo "make docs                                                 write docs/recipes.md from the docstrings"
+	@echo "make docs                                                 write docs/recipes.md and docs/commands.md from the code"
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -205,9 +205,10 @@ check: install-dev
 	@$(BIN)/python -m pytest tests/test_layers.py
 	@$(BIN)/python tools/style_gate.py
 
-# The reference of recipe settings is printed from the docstrings of their fields.
+# The references are printed from the docstrings of the settings, and from the parser of the command line.
 docs: install
 	@$(BIN)/python tools/recipe_reference.py > docs/recipes.md
+	@$(BIN)/python tools/command_reference.py > docs/commands.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-launch build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

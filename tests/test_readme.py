@@ -1,4 +1,4 @@
-"""The README names every package and command, each package names its modules, and docs list every package."""
+"""The README names every command, each package names its modules, and docs list every package."""
 
 import ast
 import re
@@ -16,11 +16,6 @@ def package_names():
 
 def test_readme_is_short():
     assert len(README.encode()) < 10_000
-
-
-def test_readme_lists_every_package():
-    rows = re.findall(r"^\| `(\w+)/` \| .+ \|$", README, re.MULTILINE)
-    assert sorted(rows) == sorted(package_names())
 
 
 def test_architecture_lists_every_package():
@@ -42,7 +37,7 @@ def test_each_package_names_its_modules():
 
 
 def test_readme_names_exactly_the_commands_that_exist():
-    verbs = set(re.findall(r"lora-chat (\w+)", README))
+    verbs = set(re.findall(r"lora-chat ([\w-]+)", README))
     known = next(a for a in make_parser()._actions if a.dest == "command" or a.choices).choices
     assert verbs == set(known)
 

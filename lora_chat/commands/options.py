@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lora_chat.config.generation_section import GenerationSection
     from lora_chat.pipeline.open_adapter import TrustOptions
 
-RECIPE_HELP = "a YAML file, such as recipes/quickstart.yaml"
+RECIPE_HELP = "a YAML file, or a name that `lora-chat recipes` lists"
 ADAPTER_HELP = "a run, a parcel, or the folder of an adapter"
 ACCEPT_HELP = "keep a result that fails its parity check; the report says so"
 

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         print_json(records) if options.json else print_result(format_history(records))
         return
     if options.recipe is None:
-        raise UsageError("No recipe is given. Fix: lora-chat plan recipes/quickstart.yaml")
+        raise UsageError("No recipe is given. Fix: lora-chat plan quickstart")
     cards = None if options.gpus is None else _parse_card_count(options.gpus)
     recipe = read_recipe(options.recipe, options.set)
     from lora_chat.pipeline.estimate import estimate_cards, estimate_recipe

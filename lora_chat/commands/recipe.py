@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> None:
         print_json(Recipe.model_json_schema(), indent=2)
         return
     if options.recipe is None:
-        raise UsageError("No recipe is given. Fix: lora-chat recipe recipes/quickstart.yaml")
+        raise UsageError("No recipe is given. Fix: lora-chat recipe quickstart")
     from lora_chat.config.load import dump_recipe, format_recipe_yaml, read_recipe
 
     recipe = read_recipe(options.recipe, options.set)

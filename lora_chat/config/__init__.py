@@ -3,6 +3,7 @@
 - adapter_section: the `adapter` section
 - audit: the `audit` section, which is also the table of the kinds of findings
 - base: the base class and the field types that all sections share
+- bundled_recipes: the recipes that come with lora_chat
 - columns: the `columns` of the `data` section: names, lists and format texts
 - data: the `data` section: sources of dialogues, and how they are read
 - data_loss: the settings `turns` and `loss` of data and of its sources

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import yaml
 from pydantic import ValidationError
 
+from lora_chat.config.bundled_recipes import find_recipe
 from lora_chat.config.data import BUNDLED_TEMPLATES, Sources, SourceSection
 from lora_chat.config.inherited_settings import find_inherited_settings
 from lora_chat.config.recipe import GENERAL_CHOICES, EvaluationSection, Recipe
@@ -41,12 +42,12 @@ _EXPONENT_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply `section.key=value` settings in order, and validate the result.
+    """Read a recipe file or a bundled recipe, apply `section.key=value` settings in order, and validate the result.
 
     Raises RecipeError with the file and line (or the setting) of every error. Relative data paths become absolute:
     paths in the file start at the folder of the recipe, paths in settings at the working directory.
     """
-    path = Path(path)
+    path = find_recipe(path)
     tree, locations = _read_yaml(path)
     for setting in settings:
         _apply_setting(tree, locations, setting)

@@ -29,6 +29,7 @@
 - memory_usage: Memory of the machine, of this process and of its GPU, in bytes
 - nvidia_driver: NVIDIA's driver and cards as NVML reports them
 - operating_system: The operating system, as far as its GPU driver behaves differently
+- package_folders: Folders of lora_chat with recipes and docs
 - parent: The process that started this one
 - process_limits: Limits that a process sets for itself before it runs a stranger's template
 - received_folder: Check of folders from strangers, which may contain only folders and regular files

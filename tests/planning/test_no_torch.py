@@ -65,7 +65,7 @@ def test_recipe_error_loads_no_heavy_library():
 def test_help_lists_every_command():
     done = python("-m", "lora_chat", "--help")
     assert done.returncode == 0
-    assert all(f"\n    {command} " in done.stdout for command in COMMANDS)
+    assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
     assert done.stderr == ""
 
 
