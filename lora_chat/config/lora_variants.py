@@ -1,7 +1,10 @@
 """The variants of LoRA that an adapter can be, one row each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from lora_chat.errors import UsageError
 
 LoraVariantName = Literal["lora", "rslora", "dora"]
 """Values of `adapter.variant` in a recipe: the names of the rows below."""
@@ -25,6 +28,8 @@ class LoraVariant:
     """Whether it changes the base's weights by more than a sum, so that adapters cannot be added up."""
     has_estimate: bool = True
     """Whether `plan` knows the memory and time that it adds."""
+    reads_8bit_base: bool = True
+    """Whether PEFT computes it correctly on a base in 8 bits."""
     read_by_vllm: bool = True
     read_by_llama_cpp: bool = True
 
@@ -89,6 +94,8 @@ LORA_VARIANTS = (
         extra_vectors=("lora_magnitude_vector",),
         rescales_base=True,
         has_estimate=False,
+        # PEFT moves the scales of LLM.int8 into the layer's state, so that the layer no longer quantizes its inputs.
+        reads_8bit_base=False,
         read_by_vllm=False,
         read_by_llama_cpp=False,
     ),
@@ -101,3 +108,9 @@ EXTRA_VECTORS = tuple(name for variant in LORA_VARIANTS for name in variant.extr
 def find_lora_variant(name: LoraVariantName) -> LoraVariant:
     """Return the row of a variant."""
     return next(variant for variant in LORA_VARIANTS if variant.name == name)
+
+
+def check_base_mode(variants: Sequence[LoraVariant], mode: str, fix: str) -> None:
+    """Raise UsageError if a variant does not work on a base in this quantization mode."""
+    if mode == "8bit" and (unable := [variant.title for variant in variants if not variant.reads_8bit_base]):
+        raise UsageError(f"{unable[0]} does not work on a base in 8 bits: PEFT damages its weights. Fix: {fix}.")

@@ -35,9 +35,7 @@ _ADAPTER_PATTERNS = (
     "*chat_template*.jinja",
 )
 """Files of an adapter, with its tokenizer and chat template."""
-_OFFLINE_BASE_FIX = (
-    "Fix: go online once, name a local folder, or use the embedded base: --set base.name=smollm2-135m-instruct"
-)
+_OFFLINE_BASE_FIX = "Fix: go online once, name a local folder, or use the embedded base, smollm2-135m-instruct"
 _PARCEL_MEMBER = "receipt.json"
 _MAX_FILE_BYTES = {"config.json": 1_000_000, ".jinja": 1_000_000, ".json": 200_000_000, ".model": 100_000_000}
 _MAX_TEXT_BYTES = 100_000_000  # a list of merges has 2 MB

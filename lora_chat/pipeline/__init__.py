@@ -43,6 +43,7 @@
 - missing_base: The message for an adapter whose base is not on this machine
 - model_reference: The outputs of an adapted model by which a loaded adapter is recognised
 - model_shape: The shape of a base that a plan is for
+- named_base: The base that a user names where an adapter can be named, too
 - open_adapter: A run, parcel or folder opened as an adapter with its base and chat template
 - open_chat: A run, parcel, adapter or base opened for chat
 - pack_run: The parcel of a finished run

@@ -63,7 +63,7 @@ def _check_can_share(opened: OpenAdapter, shared: SharedBase) -> None:
         "replaces biases": stored.has_biases,
         "adds tokens": bool(stored.new_token_ids),
         "uses DoRA, which damages 8-bit weights": shared.precision.mode == "8bit"
-        and any(variant.peft_argument == "use_dora" for variant in stored.special_variants),
+        and not all(variant.reads_8bit_base for variant in stored.special_variants),
     }
     if changes := [part for part, is_there in parts.items() if is_there]:
         raise UsageError(

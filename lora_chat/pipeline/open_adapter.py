@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lora_chat.config.lora_variants import check_base_mode
 from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
 from lora_chat.config.recipe import BaseSection, QuantizationSection
 from lora_chat.errors import ConsentError, UnavailableError, UsageError
@@ -93,6 +94,8 @@ def open_adapter(
         files.stored, trust, made_by_user=files.made_by_user, untrusted_name=not files.made_by_user
     )
     precision = adopt_base_precision(choose_precision(files.trained, mode, hardware), adapter.base, hardware)
+    if loads_model:
+        check_base_mode(files.stored.special_variants, precision.mode, "--quantization 4bit")
     return OpenAdapter(
         source, adapter, precision, files.run, files.parcel, files.made_by_user, files.run or files.enclosing_run
     )

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from lora_chat.config.generation_section import GREEDY, GenerationSection
 from lora_chat.config.plan import plan_inference_precision
-from lora_chat.config.recipe import BaseSection, QuantizationSection
+from lora_chat.config.recipe import QuantizationSection
 from lora_chat.data.encoding.chat_template import install_template
 from lora_chat.data.encoding.thinking_switch import ThinkingValue
-from lora_chat.errors import UnavailableError
 from lora_chat.inference.chat import ChatSession
 from lora_chat.models.adapter_files import is_adapter_folder
-from lora_chat.models.base_model import find_base, load_base_model, load_tokenizer, read_max_positions
+from lora_chat.models.base_model import load_base_model, load_tokenizer, read_max_positions
 from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.base_precision import adopt_base_precision
 from lora_chat.pipeline.choose_thinking import override_default
+from lora_chat.pipeline.named_base import find_named_base
 from lora_chat.pipeline.open_adapter import TrustOptions, is_adapter_of_hub, open_adapter
 from lora_chat.runs.run_folder import is_run_folder
 from lora_chat.sharing.parcel import is_parcel
@@ -82,12 +82,7 @@ def find_chat_model(
         load = partial(opened.adapter.load, precision)
     else:
         hardware = detect_hardware()  # before a base is downloaded
-        try:
-            base = find_base(BaseSection(name=source))
-        except UnavailableError as error:
-            if path.is_dir():
-                raise  # the error names the problem of the folder
-            raise UnavailableError(f"There is no run, parcel, adapter or folder {source}.\n{error}") from error
+        base = find_named_base(source)
         quantization = QuantizationSection.model_validate({"mode": mode or "none"})
         precision = adopt_base_precision(plan_inference_precision(quantization, hardware, None), base, hardware)
         tokenizer, system = load_tokenizer(base), None

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lora_chat.config.plan import PrecisionPlan, plan_inference_precision
-from lora_chat.config.recipe import BaseSection, QuantizationSection
+from lora_chat.config.recipe import QuantizationSection
 from lora_chat.errors import IntegrityError, LoraChatError, UnavailableError, UsageError
 from lora_chat.models.adapter_files import is_adapter_folder
-from lora_chat.models.base_model import LocalBase, find_base, load_tokenizer
+from lora_chat.models.base_model import LocalBase, load_tokenizer
 from lora_chat.models.bundled import bundled_base_names
 from lora_chat.models.identity import compute_identity
 from lora_chat.pipeline.admitted_model import BARE_BASE
 from lora_chat.pipeline.base_precision import adopt_base_precision
+from lora_chat.pipeline.named_base import find_named_base
 from lora_chat.pipeline.open_adapter import OpenAdapter, TrustOptions, is_adapter_of_hub, open_adapter
 from lora_chat.pipeline.served_names import NamedSource, check_unique_names, read_named_source, shorten_source
 from lora_chat.runs.run_folder import is_run_folder
@@ -122,13 +123,7 @@ def _find_named_base(text: str, mode: str | None) -> SharedBase:
             f"{sanitize_line(name, 100)}. Fix: correct the path; a base is always called {BARE_BASE}, so name it alone."
         )
     hardware = detect_hardware()
-    try:
-        base = find_base(BaseSection(name=source))
-    except UnavailableError as error:
-        if expand_user_path(source).is_dir():
-            raise  # the error names the problem of the folder
-        message = f"There is no run, parcel, adapter or folder {sanitize_line(source, 300)}.\n{error}"
-        raise UnavailableError(message) from error
+    base = find_named_base(source)
     quantization = QuantizationSection.model_validate({"mode": mode or "none"})
     return SharedBase(
         base, adopt_base_precision(plan_inference_precision(quantization, hardware, None), base, hardware)

@@ -283,9 +283,9 @@ def open_run_folder(path: str | Path) -> RunFolder:
     """Return the run at a path. Raise UsageError if none exists, IntegrityError if it has links or special files."""
     run = RunFolder(expand_user_path(path))
     if not run.path.exists():
-        raise UsageError(f"There is no run {path}.{_format_runs_hint(run.path.parent)}")
+        raise UsageError(f"There is no run {path}.{format_runs_hint(run.path.parent)}")
     if not is_run_folder(run.path):
-        raise UsageError(f"{path} is not a run: it has no plan.json.{_format_runs_hint(run.path.parent)}")
+        raise UsageError(f"{path} is not a run: it has no plan.json.{format_runs_hint(run.path.parent)}")
     check_received_folder(run.path)
     return run
 
@@ -295,7 +295,8 @@ def is_run_folder(path: Path) -> bool:
     return os.path.lexists(path / "plan.json") and os.path.lexists(path / "recipe.yaml")
 
 
-def _format_runs_hint(parent: Path) -> str:
+def format_runs_hint(parent: Path) -> str:
+    """Return a sentence that names runs in a folder; empty without any."""
     try:
         runs = [p for p in parent.iterdir() if is_run_folder(p)]
     except OSError:

@@ -93,7 +93,7 @@ CASES = {
     "base without config": Case(8, ["no config.json"], sets=["base.name=."]),
     "hub out of reach": Case(
         8,
-        ["nobody/no-such-model-here", "cannot be reached", "--set base.name=smollm2-135m-instruct"],
+        ["nobody/no-such-model-here", "cannot be reached", "embedded base, smollm2-135m-instruct"],
         sets=["base.name=nobody/no-such-model-here"],
     ),
     "output inside a file": Case(
