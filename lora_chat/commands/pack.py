@@ -19,6 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="share secrets that the audit of the run only warned about",
     )
+    parser.add_argument(
+        "--write-statement", type=Path, metavar="FILE", help="write an in-toto statement too (NAME.intoto.json)"
+    )
     add_consent(parser)
 
 
@@ -33,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
         options.key,
         read_trust(options),
         accept_findings=options.accept_findings,
+        statement=options.write_statement,
     )
     if options.json:
         print_json(result)

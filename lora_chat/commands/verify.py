@@ -34,6 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|PARCEL|ADAPTER",
         help="a parent in its lineage, whose digests are compared; may be repeated",
     )
+    parser.add_argument("--statement", type=Path, metavar="FILE", help="compare this in-toto statement with the parcel")
+    parser.add_argument(
+        "--write-statement",
+        type=Path,
+        metavar="FILE",
+        help="write the in-toto statement of the parcel if no check fails (NAME.intoto.json)",
+    )
     add_trust(parser)
     _add_endpoint(parser.add_argument_group("is the deployed model the adapter"))
 
@@ -77,11 +84,20 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"{named[0]} belongs to --endpoint URL. Fix: add it, or leave {named[0]} out.")
     from lora_chat.pipeline.held_out import EvaluationFiles
     from lora_chat.pipeline.verify_parcel import format_verification, verify_parcel
+    from lora_chat.sharing.statement import write_statement
+    from lora_chat.system.user_path import expand_user_path
 
     files = EvaluationFiles(options.data, options.questions)
     verification = verify_parcel(
-        options.parcel, files, read_trust(options), repeat_measurements=options.again, parents=options.parent
+        options.parcel,
+        files,
+        read_trust(options),
+        repeat_measurements=options.again,
+        parents=options.parent,
+        statement=options.statement,
     )
+    if verification.passed and verification.parcel and options.write_statement:
+        write_statement(verification.parcel, expand_user_path(options.write_statement))
     print_json(verification.as_dict()) if options.json else print_result(format_verification(verification))
     if not verification.passed:
         raise IntegrityError(f"{options.parcel} is refused.")
@@ -89,9 +105,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _run_endpoint(options: argparse.Namespace) -> None:
     """Compare an endpoint with the adapter here. Raise IntegrityError unless it serves the adapter."""
-    named = next((name for name in ("again", "questions", "parent") if getattr(options, name)), None)
+    others = ("again", "questions", "parent", "statement", "write_statement")
+    named = next((name for name in others if getattr(options, name)), None)
     if named is not None:
-        raise UsageError(f"--{named} does not belong to --endpoint. Fix: run two commands.")
+        raise UsageError(f"--{named.replace('_', '-')} does not belong to --endpoint. Fix: run two commands.")
     from lora_chat.pipeline.endpoint.verify_endpoint import (
         DEFAULT_EXPORT,
         EndpointOptions,

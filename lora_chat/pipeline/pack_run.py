@@ -44,6 +44,7 @@ from lora_chat.sharing.figures import ParityReceipt
 from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel
 from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.shared_text import check_shared_text, redact_shared_text
+from lora_chat.sharing.statement import write_statement
 from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.console import display_path, format_bytes, quote_path
 from lora_chat.system.user_key import pop_record_signature, sign_record
@@ -62,8 +63,11 @@ def pack_run(
     trust: TrustOptions,
     *,
     accept_findings: bool = False,
+    statement: Path | None = None,
 ) -> dict[str, object]:
     """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
+
+    `statement` is the file of an in-toto statement that is written too.
 
     Raises UsageError if the run cannot be packed, IntegrityError if the parity check fails, and DataError if the parcel
     would share what the run's audit refuses, or secrets without `accept_findings`.
@@ -82,7 +86,12 @@ def pack_run(
     write_parcel(members, to, lambda path: open_parcel(path))
     parcel = open_parcel(to)
     logger.info(_format_packed(parcel))
-    return {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
+    result = {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
+    if statement is None:
+        return result
+    path = expand_user_path(statement).absolute()
+    write_statement(parcel, path)
+    return {**result, "statement": str(path)}
 
 
 def draft_receipt(

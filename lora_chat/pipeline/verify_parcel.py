@@ -35,6 +35,7 @@ from lora_chat.pipeline.verify_lineage import check_parcel_lineage
 from lora_chat.sharing.compatibility import Portability, report_portability
 from lora_chat.sharing.parcel import Parcel, ParcelCheck, open_parcel
 from lora_chat.sharing.receipt import Receipt
+from lora_chat.sharing.statement import check_statement
 from lora_chat.system.gpu_memory import release_gpu_memory
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
@@ -108,10 +109,11 @@ def verify_parcel(
     *,
     repeat_measurements: bool,
     parents: Sequence[str] = (),
+    statement: Path | None = None,
 ) -> ParcelVerification:
     """Run every check of a parcel; `repeat_measurements` loads the base for the parity check and the comparison.
 
-    `parents` are runs, parcels or folders that its lineage names.
+    `parents` are runs, parcels or folders that its lineage names; `statement` is a file that must be its statement.
 
     Raises UsageError if the file does not exist, UnavailableError if a requested check needs a missing base.
     """
@@ -127,6 +129,8 @@ def verify_parcel(
     except IntegrityError:
         return ParcelVerification(path, checks, None)
     checks += check_parcel_lineage(parcel, parents)
+    if statement:
+        checks.append(_run_check("statement", lambda: check_statement(parcel, expand_user_path(statement))))
     checks += _check_base(parcel, trust, required=repeat_measurements)
     if repeat_measurements and all(check.passed is not False for check in checks):
         checks += _repeat_measurements(path, evaluation_files, trust)

@@ -20,6 +20,7 @@
 - run_card: write the model card of an adapter in its run folder
 - shared_text: the policy of the audit for what a parcel shares
 - signature: sign and check the members in the format of OpenSSF model signing
+- statement: write and check the in-toto statement of a parcel
 - tensor_checks: check the names, shapes and values of the weights in a parcel
 - usage: commands that use an adapter in other programs
 """
