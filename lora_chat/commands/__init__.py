@@ -17,6 +17,7 @@
 - error_report: The message and the exit code of an error
 - eval: compare base and adapted model again
 - judge: compare replies of two models without knowing which is which
+- runs: list the runs in a folder
 - report: write the report of a run as a web page, or compare several runs
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program

@@ -24,6 +24,7 @@ import lora_chat.commands.push as push
 import lora_chat.commands.recipe as recipe
 import lora_chat.commands.recipes as recipes
 import lora_chat.commands.report as report
+import lora_chat.commands.runs as runs
 import lora_chat.commands.serve as serve
 import lora_chat.commands.sft as sft
 import lora_chat.commands.verify as verify
@@ -94,6 +95,7 @@ COMMAND_GROUPS = (
         {
             "eval": CommandEntry(evaluate, "eval runs/quickstart-1 --data my.jsonl"),
             "judge": CommandEntry(judge, "judge runs/quickstart-1"),
+            "runs": CommandEntry(runs, "runs"),
             "report": CommandEntry(report, "report runs/quickstart-1 runs/quickstart-2"),
         },
     ),

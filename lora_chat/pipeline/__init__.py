@@ -33,6 +33,7 @@
 - judge_plan: The prompts and models of a blind judgement, found before weights load
 - judge_prompts: The held-out prompts of a blind judgement, in their order
 - known_parent: The parent of an existing adapter
+- list_runs: The runs in a folder, read from their small files
 - load_adapted: The base of a run with a new adapter, or with that of its parent
 - load_data: The data of a plan: found, read, encoded and split
 - machine_benchmark: Times and memory of small models on this machine, cached

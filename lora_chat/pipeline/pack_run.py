@@ -40,8 +40,9 @@ from lora_chat.sharing.collect import (
     make_base_receipt,
 )
 from lora_chat.sharing.compatibility import report_portability
+from lora_chat.sharing.container import PARCEL_SUFFIX
 from lora_chat.sharing.figures import ParityReceipt
-from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel, open_parcel
+from lora_chat.sharing.parcel import Parcel, open_parcel
 from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.shared_text import check_shared_text, redact_shared_text
 from lora_chat.sharing.statement import write_statement

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lora_chat.errors import UsageError
 from lora_chat.sharing.build import write_parcel
+from lora_chat.sharing.container import PARCEL_SUFFIX
 from lora_chat.sharing.hub import download, upload
-from lora_chat.sharing.parcel import PARCEL_SUFFIX, open_parcel
+from lora_chat.sharing.parcel import open_parcel
 from lora_chat.system.console import display_path, format_bytes, quote_path
 from lora_chat.system.user_path import expand_user_path
 

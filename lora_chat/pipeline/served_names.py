@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_chat.errors import UsageError
 from lora_chat.pipeline.admitted_model import BARE_BASE
 from lora_chat.runs.run_folder import RunFolder, is_run_folder
-from lora_chat.sharing.parcel import PARCEL_SUFFIX
+from lora_chat.sharing.container import PARCEL_SUFFIX
 from lora_chat.system.sanitize import sanitize_line
 from lora_chat.system.user_path import expand_user_path
 

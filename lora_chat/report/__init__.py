@@ -1,6 +1,7 @@
 """The report of a run as one web page that works offline, and the comparison of several runs.
 
 - collect: The files of a run that the report shows, with limits and without trust
+- run_files: The JSON files of a run, each bounded in size
 - values: Checked access to JSON values of unknown shape
 - element: HTML and SVG elements, in which every text is escaped
 - document: The whole page: style, script and content security policy

@@ -143,6 +143,11 @@ def find_foreign_reason(run: RunFolder, *, resuming: bool = False) -> str | None
     return f"{hint}{changed} does not match its signature." if changed else None
 
 
+def has_own_signature(run: RunFolder) -> bool:
+    """Return whether this user signed a run. Its files are not read, so this does not show that they are unchanged."""
+    return _try_read_signed_origin(run) is not None
+
+
 def _build_signed_origin(files: Mapping[str, str], open_files: Iterable[str] = ()) -> dict[str, object]:
     origin: dict[str, object] = {"version": 1, "files": dict(files)}
     if names := sorted(open_files):

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from lora_chat.errors import LoraChatError, UsageError, first_line
 from lora_chat.pipeline.admitted_model import AdmittedModel
 from lora_chat.pipeline.served_names import read_named_source, shorten_source
-from lora_chat.sharing.container import MAX_PARCEL_BYTES
-from lora_chat.sharing.parcel import PARCEL_SUFFIX
+from lora_chat.sharing.container import MAX_PARCEL_BYTES, PARCEL_SUFFIX
 from lora_chat.system.sanitize import sanitize_line
 
 if TYPE_CHECKING:

@@ -6,14 +6,18 @@ duplicates, paths and compression, which a parcel never has. The layout follows 
 4.3.7 to 4.3.16.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from lora_chat.errors import IntegrityError
+from lora_chat.system.regular_files import open_regular_file
 
 RECEIPT, CONFIG, WEIGHTS, CARD = "receipt.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
 SIGNATURE = "model.sig"
+PARCEL_SUFFIX = ".lorachat"
 REQUIRED_MEMBERS = (RECEIPT, CONFIG, WEIGHTS, CARD)
 """Members that every parcel has, in this order; a signature may follow."""
 MAX_MEMBER_BYTES = {RECEIPT: 2**20, CONFIG: 2**16, WEIGHTS: 2**31 - 2**23, CARD: 2**20, SIGNATURE: 2**17}
@@ -69,6 +73,13 @@ def unpack_members(data: bytes) -> dict[str, memoryview]:
     if offset != len(data):
         raise IntegrityError(f"{len(data) - offset} bytes follow the end of the container")
     return members
+
+
+def read_first_member(path: Path) -> bytes:
+    """Return the receipt of a parcel without a check of its content. Raise IntegrityError or OSError."""
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        data = file.read(_LOCAL_HEADER.size + len(RECEIPT) + MAX_MEMBER_BYTES[RECEIPT])
+    return data[_member_slice(data, 0, RECEIPT)]
 
 
 def _member_slice(data: bytes, offset: int, name: str) -> slice:

@@ -16,6 +16,7 @@ from lora_chat.sharing.container import (
     CARD,
     CONFIG,
     MAX_PARCEL_BYTES,
+    PARCEL_SUFFIX,
     RECEIPT,
     REQUIRED_MEMBERS,
     SIGNATURE,
@@ -29,7 +30,6 @@ from lora_chat.sharing.tensor_checks import check_tensors, read_tensors
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.strict_json import parse_strict_json
 
-PARCEL_SUFFIX = ".lorachat"
 _Value = TypeVar("_Value")
 
 

@@ -11,6 +11,7 @@
 - device_choice: The device of this process, chosen before CUDA starts
 - environment: Environment variables of child processes, without secrets and without relative search paths
 - file_lock: Exclusive locks on open files
+- folder_size: Sizes of folders, measured without following links
 - frames: Messages between two processes
 - gpu_memory: Free memory of the GPU, and its release before another model is loaded
 - hardware: The device, memory and threads of this machine
@@ -40,6 +41,7 @@
 - signals: Signals outside of training
 - strict_json: A JSON parser that refuses everything outside the standard
 - strict_yaml: A parser for strangers' YAML with limits on size and depth
+- text_table: Aligned columns of text for a terminal
 - torch_build: The installed build of PyTorch, and other builds
 - user_key: A random key of this user, and signatures made with it
 - user_path: Paths that users write in commands and recipes

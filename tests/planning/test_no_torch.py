@@ -51,6 +51,7 @@ def test_recipe_gpu_plan_and_schema_load_no_heavy_library():
     code = (
         "from lora_chat.system.hardware import Hardware; from lora_chat.config.plan import make_plan; "
         "from lora_chat.config.load import read_recipe; from lora_chat.cli import main; "
+        "import lora_chat.pipeline.list_runs; "
         f"make_plan(read_recipe({str(SMOKE)!r}), Hardware('cuda', 'x', 80 * 10**9, True, 8)); "
         f"assert main(['recipe', '--schema']) == 0; assert main(['recipe', {str(SMOKE)!r}]) == 0"
     )
