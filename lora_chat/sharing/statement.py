@@ -12,8 +12,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from lora_chat.errors import IntegrityError, UsageError
-from lora_chat.sharing.container import MAX_MEMBER_BYTES, RECEIPT
-from lora_chat.sharing.parcel import PARCEL_SUFFIX, Parcel
+from lora_chat.sharing.container import MAX_MEMBER_BYTES, PARCEL_SUFFIX, RECEIPT
+from lora_chat.sharing.parcel import Parcel
 from lora_chat.system.atomic_write import atomic_output_file
 from lora_chat.system.bounded_files import read_bytes
 from lora_chat.system.strict_json import parse_strict_json
