@@ -176,6 +176,7 @@ def fine_tune(
             loss_on_prompts=prepared.statistics.total.loss_on_prompts > 0,
             verdict=report.verdict,
             recital=report.recital,
+            evaluated_set=report.evaluated_set,
         )
         run.write_text(run.adapter / "README.md", card)
         seconds = round_seconds(load_seconds, training, time.monotonic() - started)

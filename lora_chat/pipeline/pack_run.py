@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -42,6 +43,7 @@ from lora_chat.sharing.collect import (
 from lora_chat.sharing.compatibility import report_portability
 from lora_chat.sharing.container import PARCEL_SUFFIX
 from lora_chat.sharing.figures import ParityReceipt
+from lora_chat.sharing.hub_metadata import describe_for_hub
 from lora_chat.sharing.parcel import Parcel, open_parcel
 from lora_chat.sharing.receipt import Receipt, format_validation_error
 from lora_chat.sharing.shared_text import check_shared_text, redact_shared_text
@@ -65,10 +67,11 @@ def pack_run(
     *,
     accept_findings: bool = False,
     statement: Path | None = None,
+    languages: Sequence[str] = (),
 ) -> dict[str, object]:
     """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
 
-    `statement` is the file of an in-toto statement that is written too.
+    `statement` is the file of an in-toto statement that is written too. `languages` are ISO 639 codes.
 
     Raises UsageError if the run cannot be packed, IntegrityError if the parity check fails, and DataError if the parcel
     would share what the run's audit refuses, or secrets without `accept_findings`.
@@ -79,7 +82,9 @@ def pack_run(
     to = expand_user_path(out or f"{name}{PARCEL_SUFFIX}").absolute()
     if to.suffix != PARCEL_SUFFIX:
         to = to / f"{name}{PARCEL_SUFFIX}" if to.is_dir() else to.with_name(to.name + PARCEL_SUFFIX)
-    draft, weights = draft_receipt(opened, run, name, license_name, accept_findings=accept_findings)
+    draft, weights = draft_receipt(
+        opened, run, name, license_name, accept_findings=accept_findings, languages=languages
+    )
     try:
         members = build_members(draft, weights, key, validate_adapter_config(opened.adapter.stored))
     except ValueError as error:
@@ -96,7 +101,13 @@ def pack_run(
 
 
 def draft_receipt(
-    opened: OpenAdapter, run: RunFolder, name: str, license_name: str | None, *, accept_findings: bool = False
+    opened: OpenAdapter,
+    run: RunFolder,
+    name: str,
+    license_name: str | None,
+    *,
+    accept_findings: bool = False,
+    languages: Sequence[str] = (),
 ) -> tuple[Receipt, bytes]:
     """Return a receipt without the digests of members, and the adapter's weights."""
     stored, identity = opened.adapter.stored, opened.adapter.stored.identity
@@ -134,7 +145,7 @@ def draft_receipt(
         reference = read_or_measure_reference(opened, run) if base.version > 1 else None
         receipt = Receipt(
             format="lora_chat parcel",
-            version=5 if reference or judgement else 4 if evaluation else 3 if lineage else base.version,
+            version=6 if base.version > 1 else 3 if lineage else 1,
             name=name,
             license=license_name,
             base=base,
@@ -158,6 +169,7 @@ def draft_receipt(
             evaluation=evaluation,
             reference=reference,
             judgement=judgement,
+            hub=describe_for_hub(identity.base, recipe["data"], languages) if base.version > 1 else None,
         )
     except ValueError as error:
         raise UsageError(f"This run cannot be packed: {format_validation_error(error)}.") from error

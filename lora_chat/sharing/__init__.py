@@ -10,6 +10,7 @@
 - evaluation_receipt: Strict models of the verdict and its figures in version 4 of the receipt
 - figures: strict models of the figures in a receipt, with their bounds
 - hub: upload the members of a parcel to the Hugging Face hub, and download them
+- hub_metadata: metadata that the hub reads at the top of a card
 - judgement_receipt: Strict model of human votes in a receipt
 - lineage: the parents of an adapter in its receipt
 - lineage_card: the parts of a model card about parents

@@ -28,14 +28,20 @@ def format_precision(precision: PrecisionPlan | PrecisionReceipt) -> str:
     return ", ".join(parts)
 
 
-def format_front_matter(base: str, license_name: str | None) -> list[str]:
-    """Return the YAML front matter for hubs, which has only quoted names of a fixed alphabet."""
-    on_hub = re.fullmatch(BASE_NAME_PATTERN, base) is not None and "/" in base
+def find_hub_license(license_name: str | None) -> str | None:
+    """Return the id of a license as the hub writes it; None if it has other characters."""
     known = license_name is not None and _HUB_LICENSE_PATTERN.fullmatch(license_name.lower()) is not None
+    return license_name.lower() if license_name and known else None
+
+
+def format_front_matter(base: str, license_name: str | None) -> list[str]:
+    """Return the YAML front matter of versions 1 to 5, which has only quoted names of a fixed alphabet."""
+    on_hub = re.fullmatch(BASE_NAME_PATTERN, base) is not None and "/" in base
+    license_id = find_hub_license(license_name)
     return [
         "---",
         *([f'base_model: "{base}"', "base_model_relation: adapter"] if on_hub else []),
-        *([f'license: "{(license_name or "").lower()}"'] if known else []),
+        *([f'license: "{license_id}"'] if license_id else []),
         "tags:",
         "- lora",
         "- lora_chat",

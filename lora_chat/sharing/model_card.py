@@ -7,10 +7,11 @@ Names come from recipes, folders and untrusted people. Everything in the card is
 import unicodedata
 from collections.abc import Sequence
 
-from lora_chat.evaluation.metrics import METRICS, find_metric
+from lora_chat.evaluation.metrics import METRICS, MetricFigures, find_metric
 from lora_chat.evaluation.verdict import format_change
 from lora_chat.export.parity.reference import ModelReference
 from lora_chat.sharing.card_parts import (
+    find_hub_license,
     format_front_matter,
     format_lora,
     format_loss,
@@ -21,6 +22,7 @@ from lora_chat.sharing.card_parts import (
 from lora_chat.sharing.compatibility import Portability
 from lora_chat.sharing.evaluation_receipt import EvaluationReceipt
 from lora_chat.sharing.figures import MetricPairReceipt
+from lora_chat.sharing.hub_metadata import format_base_note, format_hub_metadata
 from lora_chat.sharing.judgement_receipt import JudgementReceipt
 from lora_chat.sharing.lineage_card import format_generations_table, format_lineage
 from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
@@ -38,8 +40,8 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
     """Write the card of a parcel from its receipt, which need not have its digests yet.
 
     A receiver generates the card again and refuses a parcel with another card. Every word of the card, and of the
-    answers about portability in it, therefore belongs to version 1 of the receipt. A change needs another version of
-    this function for a new version of the receipt.
+    answers about portability in it, therefore belongs to the versions of the receipt that exist. A change needs another
+    version of the receipt, as the metadata of version 6 does.
     """
     base, data = receipt.base, receipt.data
     counts = {key: sum(source.counts.get(key, 0) for source in data.sources) for key in _COUNT_NAMES}
@@ -74,7 +76,7 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         ("of the chat template", format_code(base.chat_template)),
     ]
     lines = [
-        *format_front_matter(base.base, receipt.license),
+        *_format_metadata(receipt),
         f"# {escape_markdown(receipt.name)}",
         "",
         f"A LoRA adapter of {receipt.parameters:,} parameters, trained with lora_chat "
@@ -84,6 +86,7 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         "## What it belongs to",
         "",
         *format_table(("", ""), base_rows),
+        *(format_base_note(receipt.hub) if receipt.hub else []),
         *(
             ["", "System message of all its dialogues:", "", *format_code_block(sanitize_line(base.system, 2000))]
             if base.system is not None
@@ -112,6 +115,28 @@ def format_parcel_card(receipt: Receipt, portability: Sequence[Portability]) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _format_metadata(receipt: Receipt) -> list[str]:
+    """Return the front matter, which has results, data sets and languages from version 6 on."""
+    if receipt.hub is None:
+        return format_front_matter(receipt.base.base, receipt.license)
+    evaluation = receipt.evaluation
+    figures = evaluation.metric_figures if evaluation else _list_old_figures(receipt)
+    evaluated_set = evaluation.set if evaluation else "validation"
+    return format_hub_metadata(receipt.hub, find_hub_license(receipt.license), receipt.name, figures, evaluated_set)
+
+
+def _list_old_figures(receipt: Receipt) -> dict[str, MetricFigures]:
+    """Return the figures of a comparison without a verdict, by the names of the metrics."""
+    comparison = receipt.comparison
+    if comparison is None:
+        return {}
+    loss, facts = comparison.validation_loss, comparison.facts
+    figures: dict[str, MetricFigures] = {"validation_loss": {"base": loss.base, "adapted": loss.adapted}}
+    if facts:
+        figures["facts"] = {"base": facts.base, "adapted": facts.adapted, "questions": facts.questions}
+    return figures
 
 
 def card_matches_receipt(card: bytes, receipt: Receipt, portability: Sequence[Portability]) -> bool:

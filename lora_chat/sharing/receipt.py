@@ -35,17 +35,20 @@ from lora_chat.sharing.figures import (
     ShortText,
     TrainingReceipt,
 )
+from lora_chat.sharing.hub_metadata import HubReceipt
 from lora_chat.sharing.judgement_receipt import JudgementReceipt
 from lora_chat.sharing.lineage import GenerationsReceipt, Lineage, check_lineage
 from lora_chat.system.strict_json import parse_strict_json
 
-RECEIPT_VERSION = 5
+RECEIPT_VERSION = 6
 _VERSION_3_FIELDS = ("lineage", "generations")
 """Fields that receipts of versions 1 and 2 do not have."""
 _VERSION_4_FIELDS = ("evaluation",)
 """Fields that receipts of versions 1 to 3 do not have."""
 _VERSION_5_FIELDS = ("reference", "judgement")
-"""Fields that only receipts of version 5 have, at least one of them with a value; the others are not written."""
+"""Fields of versions 5 and 6, which are only written with a value; version 5 has at least one of them."""
+_VERSION_6_FIELDS = ("hub",)
+"""Fields that receipts of versions 1 to 5 do not have."""
 _ADAPTER_SETTINGS = ("rank", "alpha", "dropout", "target_modules", "variant")
 """Settings of an adapter in every receipt. Others are only written if they have a value, as versions 1 and 2 are."""
 LICENSE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
@@ -113,11 +116,13 @@ class Receipt(StrictModel):
     version 2 with the lineage of an adapter that has parents. Version 4 has the verdict of the comparison with all its
     figures, and may have a lineage; runs of earlier versions of lora_chat are packed without a verdict in version 2 or
     3. Version 5 is version 4 with outputs of the adapted model or human votes; verdict and lineage are there if the run
-    has them. A later version may add fields under another number. Earlier versions must always remain readable.
+    has them. Version 6 is any of the earlier ones with metadata for the hub, which its card begins with; the parts of
+    versions 3 to 5 are there if the run has them. A later version may add fields under another number. Earlier versions
+    must always remain readable.
     """
 
     format: Literal["lora_chat parcel"]
-    version: Literal[1, 2, 3, 4, 5]
+    version: Literal[1, 2, 3, 4, 5, 6]
     name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
     license: Annotated[str, StringConstraints(pattern=LICENSE_PATTERN)] | None
     base: BaseReceipt
@@ -156,6 +161,8 @@ class Receipt(StrictModel):
     """Outputs of the adapted model for built-in questions, by which a receiver recognises the loaded model."""
     judgement: JudgementReceipt | None = None
     """Votes of people on the replies of this adapter and of another model; None without any."""
+    hub: HubReceipt | None = None
+    """Metadata for the hub that does not follow from the rest."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -167,9 +174,11 @@ class Receipt(StrictModel):
             raise ValueError("the lineage of an adapter is not one of its settings")
         if self.version < 5 and (self.evaluation is not None) != (self.version == 4):
             raise ValueError("a receipt has a verdict in version 4 or 5, and only there")
-        if any(getattr(self, name) is not None for name in _VERSION_5_FIELDS) != (self.version == 5):
+        has_version_5_fields = any(getattr(self, name) is not None for name in _VERSION_5_FIELDS)
+        if self.version < 6 and has_version_5_fields != (self.version == 5):
             raise ValueError("a receipt has human votes or a reference in version 5, and only there")
         self._check_judgement()
+        self._check_hub()
         comparison, held_out = self.comparison, self.data.validation_dialogues
         if self.evaluation and self.evaluation.set == "test":
             held_out = self.evaluation.dialogues
@@ -189,6 +198,13 @@ class Receipt(StrictModel):
         weights = self.members.get("adapter_model.safetensors")
         if weights is not None and self.judgement.a.adapter != weights.sha256:
             raise ValueError("the votes are on another adapter")
+
+    def _check_hub(self) -> None:
+        """Raise ValueError if the metadata contradicts the rest, or does not belong to the version."""
+        if (self.hub is not None) != (self.version == 6):
+            raise ValueError("a receipt has metadata for the hub in version 6, and only there")
+        if self.hub and "/" in self.base.base and self.hub.base_model != self.base.base:
+            raise ValueError("the metadata for the hub names another base")
 
     def _check_lineage(self) -> None:
         """Raise ValueError if the lineage has a cycle or contradicts the rest, or does not belong to the version."""
@@ -211,7 +227,7 @@ class Receipt(StrictModel):
         fields["adapter"] = {
             key: value for key, value in adapter.items() if key in _ADAPTER_SETTINGS or value != default.get(key)
         }
-        later = {3: _VERSION_3_FIELDS, 4: _VERSION_4_FIELDS, 5: _VERSION_5_FIELDS}
+        later = {3: _VERSION_3_FIELDS, 4: _VERSION_4_FIELDS, 5: _VERSION_5_FIELDS, 6: _VERSION_6_FIELDS}
         newer = {name for version, names in later.items() if version > self.version for name in names}
         newer |= {name for name in _VERSION_5_FIELDS if fields[name] is None}
         return {key: value for key, value in fields.items() if key not in newer}

@@ -10,16 +10,16 @@ from lora_chat.config.plan import Plan
 from lora_chat.evaluation.generations import GenerationsReport
 from lora_chat.evaluation.metrics import METRICS, Metric, MetricFigures
 from lora_chat.evaluation.recital import RecitalReport
-from lora_chat.evaluation.verdict import Verdict
+from lora_chat.evaluation.verdict import EvaluatedSet, Verdict
 from lora_chat.models.identity import Identity
 from lora_chat.sharing.card_parts import (
-    format_front_matter,
     format_lora,
     format_loss,
     format_metric_row,
     format_precision,
     format_recital_lines,
 )
+from lora_chat.sharing.hub_metadata import describe_for_hub, format_base_note, format_hub_metadata
 from lora_chat.sharing.lineage import ParentReceipt, make_generations_receipt
 from lora_chat.sharing.lineage_card import format_generations_table, format_lineage
 from lora_chat.sharing.markdown import escape_markdown, format_code, format_code_block, format_table
@@ -37,6 +37,7 @@ def format_run_card(
     loss_on_prompts: bool = False,
     verdict: Verdict | None = None,
     recital: RecitalReport | None = None,
+    evaluated_set: EvaluatedSet = "validation",
 ) -> str:
     """Write the card of an adapter in its run folder; `figures`, `verdict` and `recital` come from a comparison.
 
@@ -44,8 +45,9 @@ def format_run_card(
     loss on their prompts.
     """
     adapter, training = plan.adapter, plan.training
+    hub = describe_for_hub(identity.base, plan.data.model_dump(mode="json"))
     lines = [
-        *format_front_matter(identity.base, None),
+        *format_hub_metadata(hub, None, plan.output.name or "adapter", figures, evaluated_set),
         f"# {escape_markdown(plan.output.name or 'Adapter')}",
         "",
         f"A LoRA adapter for {format_code(public_base_name(identity.base))}"
@@ -64,6 +66,7 @@ def format_run_card(
                 ),
             ],
         ),
+        *format_base_note(hub),
     ]
     if verdict:
         lines += ["", escape_markdown(verdict.text, 2000)]

@@ -209,9 +209,9 @@ def parcels(family):
 
 def test_receipt_names_the_parent_and_verify_follows_it(parcels, capsys):
     child, parent = (open_parcel(parcels / f"{name}.lorachat") for name in ("child", "parent"))
-    assert (parent.receipt.version, parent.receipt.lineage) == (5, None)
+    assert (parent.receipt.version, parent.receipt.lineage) == (6, None)
     assert json.loads(parent.members["receipt.json"])["lineage"] is None
-    assert child.receipt.version == 5
+    assert child.receipt.version == 6
     (entry,) = child.receipt.lineage
     assert entry.adapter == parent.receipt.members[WEIGHTS_NAME].sha256
     assert entry.config == parent.receipt.members["adapter_config.json"].sha256

@@ -164,6 +164,17 @@ def facts_of_version_5(**changed):
     return facts_of_version_4(version=5, reference=reference()) | changed
 
 
+def hub_metadata(**changed):
+    """Return the metadata for the hub, as a receipt of version 6 has it."""
+    base = {"base_model": "friend/tiny", "quantization": None}
+    return {**base, "datasets": ["friend/kilns"], "held_out": "friend/kilns", "languages": ["en", "de"]} | changed
+
+
+def facts_of_version_6(**changed):
+    """Return a receipt with everything that version 5 has, and with metadata for the hub."""
+    return facts_of_version_5(version=6, hub=hub_metadata()) | changed
+
+
 def make_members(weights=None, key=None, **changed):
     raw = save(weights or make_weights(), metadata={"format": "pt"})
     return build_members(Receipt.model_validate_json(json.dumps(facts(**changed))), raw, key)

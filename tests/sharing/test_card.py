@@ -60,7 +60,7 @@ NASTY = [
     "${{ secrets.X }} {{ x }} {% x %} <%= x %>",
     "\u200bx\ufeff\u2066y\U000e0041",
 ]
-ALLOWED = {"license", "tags", "library_name", "pipeline_tag", "base_model", "base_model_relation"}
+ALLOWED = {"license", "tags", "library_name", "pipeline_tag", "base_model", "base_model_relation", "model-index"}
 
 
 def check_harmless(card, benign):

@@ -298,7 +298,7 @@ def test_rejects_other_encodings_of_a_receipt(members, write):
 
 
 def test_asks_for_an_update_if_the_receipt_is_newer(members, write):
-    refused(write(forge(members, changed(["version"], 6))), "Fix: update lora_chat")
+    refused(write(forge(members, changed(["version"], 7))), "Fix: update lora_chat")
 
 
 def test_rejects_hostile_parcels_with_little_memory_and_time(members, write):
