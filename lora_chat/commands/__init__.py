@@ -18,6 +18,7 @@
 - eval: compare base and adapted model again
 - judge: compare replies of two models without knowing which is which
 - runs: list the runs in a folder
+- diff: show settings, data and figures of two runs that differ
 - report: write the report of a run as a web page, or compare several runs
 - merge: merge adapters into a 16-bit model
 - export: write an adapter in the format of another program

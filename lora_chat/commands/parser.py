@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import lora_chat.commands.audit as audit
 import lora_chat.commands.chat as chat
 import lora_chat.commands.data as data
+import lora_chat.commands.diff as diff
 import lora_chat.commands.doctor as doctor
 import lora_chat.commands.eval as evaluate
 import lora_chat.commands.export as export
@@ -96,6 +97,7 @@ COMMAND_GROUPS = (
             "eval": CommandEntry(evaluate, "eval runs/quickstart-1 --data my.jsonl"),
             "judge": CommandEntry(judge, "judge runs/quickstart-1"),
             "runs": CommandEntry(runs, "runs"),
+            "diff": CommandEntry(diff, "diff runs/quickstart-1 runs/quickstart-2"),
             "report": CommandEntry(report, "report runs/quickstart-1 runs/quickstart-2"),
         },
     ),

@@ -13,6 +13,7 @@
 - compare: The comparison of base and adapted model, shown and written into a run
 - compare_generations: The comparison of a child with its parent and their base
 - data_lengths: Lengths of the rows, prompts and replies of a run
+- diff_runs: Two runs, or a run and a recipe, opened to show their differences
 - doctor: A report about this machine, one check for each line
 - doctor_libraries: Checks of the libraries on the chosen device
 - doctor_machine: Checks of the machine that need no PyTorch

@@ -22,5 +22,6 @@
 - data_section: Lengths, tokens with loss, and the audit of the data
 - run_section: Plan beside measurement, environment and recipe
 - page: The page of one run
+- run_differences: The differences of two runs, section by section
 - run_comparison: The page of several runs
 """

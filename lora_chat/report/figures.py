@@ -3,7 +3,7 @@
 Comparisons of earlier versions have only the values of each metric, samples and answers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_chat.report.show import NOTHING, show_number
@@ -13,6 +13,8 @@ _MAX_METRICS = 100
 _MAX_SCORES = 30
 """Largest number of metrics of an item."""
 _MAX_NAME = 200
+_EQUAL_BASES = 0.002
+"""Largest relative difference between values of the base that rounding on other devices explains."""
 Interval = tuple[float, float]
 
 
@@ -81,6 +83,12 @@ def read_figures(comparison: Mapping[str, object]) -> list[Figure]:
     names = [*stated, *(metric.name for metric in METRICS if metric.name not in stated)]
     figures = [_read_figure(name, as_object(stated.get(name) or comparison.get(name)), comparison) for name in names]
     return [figure for figure in figures[:_MAX_METRICS] if figure is not None]
+
+
+def are_comparable(figures: Sequence[Figure]) -> bool:
+    """Return whether the base has nearly the same value in all runs, which the same data gives."""
+    values = [figure.base for figure in figures]
+    return max(values) - min(values) <= _EQUAL_BASES * max(map(abs, values))
 
 
 def find_style(name: str, questions: int = 0) -> MetricStyle:

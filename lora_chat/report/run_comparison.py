@@ -9,17 +9,15 @@ from lora_chat.report.curves import smooth
 from lora_chat.report.curves_section import CHART_KEY, find_validation_points
 from lora_chat.report.document import build_document
 from lora_chat.report.element import Child, Markup, element, join
-from lora_chat.report.figures import Figure, MetricStyle, read_figures
+from lora_chat.report.figures import Figure, MetricStyle, are_comparable, read_figures
 from lora_chat.report.page import build_body
+from lora_chat.report.run_differences import IGNORED_SETTINGS
 from lora_chat.report.run_section import find_device
 from lora_chat.report.section import Section, build_note, build_word
 from lora_chat.report.show import NOTHING, build_table, cut_text, show_bytes, show_seconds, show_value
 from lora_chat.report.values import as_number, as_text, find_value, flatten
 
 _COLOURS = 8
-_EQUAL_BASES = 0.002
-"""Largest relative difference between values of the base that rounding on other devices explains."""
-_IGNORED_SETTINGS = ("output.name", "output.directory")
 
 
 def build_comparison_page(records: Sequence[RunRecord]) -> str:
@@ -74,8 +72,8 @@ def _build_metrics(records: Sequence[RunRecord], names: Sequence[str]) -> Sectio
     for metric in metrics:
         style = next(run[metric].style for run in figures if metric in run)
         measured = [figure for run in figures if (figure := run.get(metric)) is not None]
-        best = _find_best(style, measured) if _are_comparable(measured) else None
-        label = join(style.label, None if _are_comparable(measured) else element("small", "not comparable"))
+        best = _find_best(style, measured) if are_comparable(measured) else None
+        label = join(style.label, None if are_comparable(measured) else element("small", "not comparable"))
         rows.append([label, *(_build_cell(run.get(metric), best) for run in figures)])
     note = build_note(
         "The best value of a row is bold; no test says whether runs differ. Values are not comparable if the base has "
@@ -83,12 +81,6 @@ def _build_metrics(records: Sequence[RunRecord], names: Sequence[str]) -> Sectio
     )
     table = build_table(["Metric", *names], rows, caption="Adapted model, with the base in small print")
     return Section("metrics", "Metrics", join(table, note))
-
-
-def _are_comparable(figures: Sequence[Figure]) -> bool:
-    """Return whether the base has nearly the same value in all runs, which the same data gives."""
-    values = [figure.base for figure in figures]
-    return max(values) - min(values) <= _EQUAL_BASES * max(map(abs, values))
 
 
 def _find_best(style: MetricStyle, figures: Sequence[Figure]) -> float | None:
@@ -140,7 +132,7 @@ def _build_curves(panels: Sequence[Panel]) -> Section | None:
 
 def _read_settings(record: RunRecord) -> Mapping[str, object]:
     settings = flatten(record.read("plan"))
-    return {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
+    return {key: value for key, value in settings.items() if key not in IGNORED_SETTINGS}
 
 
 def _read_environment(record: RunRecord) -> Mapping[str, object]:
