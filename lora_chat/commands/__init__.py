@@ -9,6 +9,7 @@
 - audit: search the data of a recipe for secrets, personal data and other problems
 - recipes: list the recipes that come with lora_chat
 - recipe: print a recipe with all its settings
+- clean: show and delete caches and old checkpoints
 - doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
 - generate: continue a plain text, or answer it

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RECIPE_HELP = "a YAML file, or a name that `lora-chat recipes` lists"
 ADAPTER_HELP = "a run, a parcel, or the folder of an adapter"
+_UNIT_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 ACCEPT_HELP = "keep a result that fails its parity check; the report says so"
 
 
@@ -156,6 +157,14 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return value
+
+
+def age_seconds(text: str) -> float:
+    """Parse an age such as `30d`, `12h` or `2w`. Return seconds."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNIT_SECONDS or not number.isascii() or not number.isdigit() or len(number) > 6:
+        raise argparse.ArgumentTypeError("must be a number with h, d or w, such as 30d")
+    return float(number) * _UNIT_SECONDS[unit]
 
 
 def blend_weights(text: str) -> list[float]:

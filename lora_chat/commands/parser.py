@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lora_chat.commands.audit as audit
 import lora_chat.commands.chat as chat
+import lora_chat.commands.clean as clean
 import lora_chat.commands.data as data
 import lora_chat.commands.diff as diff
 import lora_chat.commands.doctor as doctor
@@ -116,6 +117,7 @@ COMMAND_GROUPS = (
         "this machine",
         {
             "doctor": CommandEntry(doctor, "doctor"),
+            "clean": CommandEntry(clean, "clean --dry-run"),
         },
     ),
 )

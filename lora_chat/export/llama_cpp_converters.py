@@ -55,7 +55,7 @@ def find_converters() -> Path:
                 f"{_SOURCE_ENV_VAR} is {source}, which has no convert_hf_to_gguf.py. Fix: name a folder that has it."
             )
         return Path(source)
-    folder = Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
+    folder = converters_folder()
     if not folder.is_dir():
         logger.info(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
         with (
@@ -70,6 +70,11 @@ def find_converters() -> Path:
             "Fix: delete the folder; the converters are then fetched again."
         )
     return folder
+
+
+def converters_folder() -> Path:
+    """Return the folder of the converters in this environment, which exists after the first export."""
+    return Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
 
 
 def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:

@@ -6,10 +6,12 @@
 - admitted_model: A model that passed its checks and answers requests
 - audit_data: The audit of training data, validation data, questions and chat template, cached
 - audit_run: The audit of a prepared run, and the run without dropped dialogues
+- cache_kinds: The kinds of caches, and how they come back
 - check_metrics: The check that the listed metrics of replies can be measured
 - choose_template: The chat template of an adapter
 - choose_thinking: The switch of chat templates for thoughts, decided by the data
 - base_precision: The precision of a plan for the base in use, and the quantized share
+- clean: Caches and old checkpoints, found and deleted
 - compare: The comparison of base and adapted model, shown and written into a run
 - compare_generations: The comparison of a child with its parent and their base
 - data_lengths: Lengths of the rows, prompts and replies of a run

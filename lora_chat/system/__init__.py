@@ -29,6 +29,7 @@
 - memory_limit: A memory limit for training on a CPU, and detection of out-of-memory errors
 - memory_usage: Memory of the machine, of this process and of its GPU, in bytes
 - nvidia_driver: NVIDIA's driver and cards as NVML reports them
+- open_files: Files that running programs have open or mapped into memory
 - operating_system: The operating system, as far as its GPU driver behaves differently
 - package_folders: Folders of lora_chat with recipes and docs
 - parent: The process that started this one

@@ -36,3 +36,18 @@ def _list_files(folder: Path) -> Iterator[os.stat_result]:
                         yield entry.stat(follow_symlinks=False)
         except OSError:
             continue
+
+
+def measure_last_use(path: Path) -> float:
+    """Return the time of the last use of a file or folder, in seconds since 1970; 0 if it does not exist.
+
+    It is the newest time at which it, or a file in it, was read or changed. Many systems record a read at most once a
+    day.
+    """
+    try:
+        status = path.lstat()
+    except OSError:
+        return 0.0
+    if not stat.S_ISDIR(status.st_mode):
+        return max(status.st_mtime, status.st_atime)
+    return max([status.st_mtime, *(max(each.st_mtime, each.st_atime) for each in _list_files(path))])

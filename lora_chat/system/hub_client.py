@@ -98,6 +98,13 @@ def find_snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> P
     return None
 
 
+def find_hub_cache() -> Path:
+    """Return the folder in which the hub's library keeps downloads; it may not exist."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser().absolute()
+
+
 def find_cached_file(name: str, file: str, commit: str, kind: RepoType) -> Path | None:
     """Return the cached file of a commit, or None. Raise IntegrityError for a link that leads out of the cache."""
     from huggingface_hub import try_to_load_from_cache
