@@ -26,29 +26,12 @@ from lora_chat.system.console import (
     silence_output,
 )
 from lora_chat.system.environment import check_path_variables, make_search_paths_absolute
+from lora_chat.system.library_settings import CHATTY_LIBRARIES, ENVIRONMENT, SMALLER_CACHES, block_hub_code
 from lora_chat.system.operating_system import let_segments_grow
 from lora_chat.system.signals import ignore_signals, raise_on_signals, unblock_signals
 
-ENVIRONMENT = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",  # Trainer would send the metrics of every process to the cluster
-    "USE_HUB_KERNELS": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_XET": "1",
-}
-"""Variables that are set before any library is imported: no telemetry, and no code from a hub."""
-_SMALLER_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
-"""Numbers of entries in the caches of compiled products of oneDNN and PyTorch.
-
-Micro-batches rarely have the same shape twice, so the default of 1,024 entries took 0.9 GB after a hundred steps and
-made no step faster.
-"""
 _FIRST_PROCESS_SECONDS = 5.0
 """Time in which the first of several processes prints an error that all of them have, in seconds."""
-_CHATTY_LIBRARIES = (
-    *("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "torch", "matplotlib", "lm_eval"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,26 +95,18 @@ def _let_first_process_print() -> None:
 def _prepare_environment(*, verbose: bool) -> None:
     """Set environment variables, signal handlers and log levels before any library is imported."""
     os.environ.update(ENVIRONMENT)
-    _block_hub_code()
+    block_hub_code()
     if "LD_LIBRARY_PATH" in make_search_paths_absolute(os.environ):  # the loader has read it already
         print_message(
             "LD_LIBRARY_PATH has an empty or relative element, so libraries of the working directory are loaded."
         )
-    for name, value in _SMALLER_CACHES.items():
+    for name, value in SMALLER_CACHES.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # cards are counted as `nvidia-smi` counts them
     let_segments_grow(os.environ)
     raise_on_signals()
     if not verbose:
         _silence_libraries()
-
-
-def _block_hub_code() -> None:
-    """Make `import kernels` fail, because Transformers and bitsandbytes download and run code with that package.
-
-    The variable USE_HUB_KERNELS stops only some of their uses. Call this before they are imported.
-    """
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # the documented way to block an import
 
 
 def _silence_libraries() -> None:
@@ -141,6 +116,6 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
-    for name in _CHATTY_LIBRARIES:
+    for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

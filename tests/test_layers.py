@@ -22,7 +22,8 @@ LAYERS = [
     ["pipeline"],
     ["serving"],
     ["commands"],
-    ["cli"],
+    ["in_process"],
+    ["api", "cli"],
     ["__main__"],
 ]
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

@@ -48,7 +48,7 @@ OFFENDERS = {
 def check(tmp_path):
     package = tmp_path / "package"
     (package / "models").mkdir(parents=True)
-    for name in ("__init__.py", "__main__.py", "cli.py", "errors.py", "models/__init__.py"):
+    for name in ("__init__.py", "__main__.py", "api.py", "cli.py", "errors.py", "models/__init__.py"):
         (package / name).touch()
 
     def check_sources(**sources):

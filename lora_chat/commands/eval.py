@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     files = EvaluationFiles(options.data, options.questions, options.general)
     result = evaluate_adapter(options.thing, files, read_trust(options), options.parent, options.metric, options.set)
     if options.json:
-        print_json(result)
+        print_json(result.as_dict())
 
 
 def _run_tasks(options: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         languages=options.language,
     )
     if options.json:
-        print_json(result)
+        print_json(result.model_dump(exclude_none=True))
 
 
 def _read_language(text: str) -> str:

@@ -1,11 +1,12 @@
 """Reading of recipes: strict YAML and `--set section.key=value`; every error has its file and line."""
 
 import difflib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeAlias
 
 import yaml
@@ -51,16 +52,48 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     tree, locations = _read_yaml(path)
     for setting in settings:
         _apply_setting(tree, locations, setting)
-    try:
-        recipe = Recipe.model_validate(_lists_to_tuples(tree))
-    except ValidationError as error:
-        raise RecipeError(format_validation_errors(error, tree, locations, str(path))) from error
+    recipe = _validate(tree, locations, str(path))
     for name in _find_left_files(tree, locations):
         logger.warning(
             f"data.train is replaced, but {name} is still the file of {path.name}. Fix: --set {name}=FILE, or "
             f"--set {name}=null."
         )
     return _make_paths_absolute(recipe, path, locations)
+
+
+def make_recipe(sections: Mapping[str, object]) -> Recipe:
+    """Return the recipe of nested values. Raise RecipeError, as `read_recipe` does; it has no file and no lines."""
+    try:
+        text = json.dumps(sections, ensure_ascii=False, default=_encode_value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"The recipe has a value that YAML could not have: {error}.") from error
+    tree: dict[str, YamlValue] = json.loads(text)
+    if not isinstance(tree, dict):
+        raise RecipeError("A recipe must consist of sections (base, data, ...), not of a single value.")
+    return _make_paths_absolute(_validate(tree, {}, "recipe"), Path("run.yaml"), {})
+
+
+def format_setting(name: str, value: object) -> str:
+    """Return a setting of Python in the form of `--set`. Raise RecipeError for a value that YAML cannot have."""
+    try:
+        return f"{name}={json.dumps(value, ensure_ascii=False, default=_encode_value, allow_nan=False)}"
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name}: not a value of a recipe: {error}.") from error
+
+
+def _encode_value(value: object) -> object:
+    """Return a value of Python as JSON has it. Raise TypeError for values without such a form."""
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not text, a number, a list or a mapping")
+
+
+def _validate(tree: Mapping[str, YamlValue], locations: Mapping[KeyPath, str], file: str) -> Recipe:
+    """Return a recipe. Raise RecipeError with one line for each problem."""
+    try:
+        return Recipe.model_validate(_lists_to_tuples(dict(tree)))
+    except ValidationError as error:
+        raise RecipeError(format_validation_errors(error, tree, locations, file)) from error
 
 
 def _find_left_files(tree: Mapping[str, YamlValue], locations: Mapping[KeyPath, str]) -> list[str]:

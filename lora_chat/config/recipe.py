@@ -1,6 +1,8 @@
 """The recipe: every setting of a run, with its default, its limits and its description."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, field_validator, model_validator
@@ -192,7 +194,7 @@ class OutputSection(StrictModel):
 
 
 class Recipe(StrictModel):
-    """The settings of a fine-tuning run, one section each."""
+    """The settings of a fine-tuning run, one section each. Read one with `Recipe.read` or `Recipe.from_dict`."""
 
     base: BaseSection = BaseSection()
     """The pretrained model to start from."""
@@ -212,3 +214,23 @@ class Recipe(StrictModel):
     """The comparison of the base with the adapted model."""
     output: OutputSection = OutputSection()
     """The location and the name of the run folder."""
+
+    @classmethod
+    def read(cls, recipe: str | Path, settings: Mapping[str, object] | None = None) -> "Recipe":
+        """Read a recipe file, or a recipe of lora_chat by its name, with `{"section.key": value}` settings applied.
+
+        Paths in the file start at its folder, paths in settings at the working directory. Raises RecipeError.
+        """
+        from lora_chat.config.load import format_setting, read_recipe
+
+        return read_recipe(recipe, [format_setting(name, value) for name, value in (settings or {}).items()])
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, object]) -> "Recipe":
+        """Return the recipe of nested values, such as `{"data": {"train": "my.jsonl"}}`. Raises RecipeError.
+
+        Relative paths start at the working directory. The run is named `run` unless `output.name` is set.
+        """
+        from lora_chat.config.load import make_recipe
+
+        return make_recipe(sections)

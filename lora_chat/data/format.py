@@ -196,11 +196,11 @@ def format_dialogues(dialogues: DialogueSet, tokenizer: "PreTrainedTokenizerBase
         for row in rows:
             tokens = f"{len(row.input_ids)} tokens, {row.supervised_tokens} supervised"
             yield f"\n\n--- {display_path(Path(path))}:{line}, {tokens}\n"
-            for text, has_loss in _split_by_loss(row, tokenizer):
+            for text, has_loss in split_by_loss(row, tokenizer):
                 yield Highlight(sanitize_lines(text)) if has_loss else sanitize_lines(text)
 
 
-def _split_by_loss(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
+def split_by_loss(row: EncodedDialogue, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
     """Yield the spans with and without loss."""
     begin = 0
     mask = [label != IGNORE_INDEX for label in row.labels]

@@ -127,7 +127,7 @@ def _wrap_model(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Any
     """Return the model as the harness takes it, with log-probabilities in 32 bits."""
     from lm_eval.models.huggingface import HFLM
 
-    class LoadedModel(HFLM):
+    class HarnessModel(HFLM):
         """A loaded model, whose weights the harness must not tie again."""
 
         def __init__(self) -> None:
@@ -144,4 +144,4 @@ def _wrap_model(model: "PeftModel", tokenizer: "PreTrainedTokenizerBase") -> Any
             finally:
                 del model.tie_weights
 
-    return LoadedModel()
+    return HarnessModel()

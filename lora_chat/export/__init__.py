@@ -17,3 +17,18 @@
 - peft: write the adapter as a plain PEFT folder
 - parity/: is the exported model the adapted model?
 """
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+
+class _CallablePackage(ModuleType):
+    """This package, which is also the function `export` of the Python API, because both have the same name."""
+
+    def __call__(self, *arguments: object, **keywords: object) -> object:
+        """Call `lora_chat.api.export`."""
+        return import_module("lora_chat.api").export(*arguments, **keywords)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

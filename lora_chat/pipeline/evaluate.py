@@ -1,16 +1,19 @@
 """The comparison of an existing adapter with its base, on held-out dialogues or on files of the user."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lora_chat.config.load import change_evaluation
 from lora_chat.config.plan import PrecisionPlan
 from lora_chat.config.recipe import EvaluationSection
 from lora_chat.errors import IntegrityError, LoraChatError, UsageError, first_line
-from lora_chat.evaluation.metrics import METRICS
+from lora_chat.evaluation.comparison_report import ComparisonReport
+from lora_chat.evaluation.generations import GenerationsReport
+from lora_chat.evaluation.metrics import METRICS, MetricFigures
 from lora_chat.evaluation.own_metric import OwnMetric, load_own_metrics, report_own_metrics
 from lora_chat.evaluation.reply_items import read_reply_items
+from lora_chat.evaluation.verdict import Verdict
 from lora_chat.models.adapter_files import is_adapter_folder
 from lora_chat.models.base_model import load_tokenizer
 from lora_chat.models.identity import compute_identity
@@ -32,6 +35,41 @@ from lora_chat.system.user_path import expand_user_path
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The comparison of an existing adapter with its base."""
+
+    source: str
+    """Path of the run, or the adapter that was given."""
+    is_run: bool
+    report: ComparisonReport
+    """All results: figures, verdict, samples, answers and scores of single replies."""
+    own_metrics: Mapping[str, object] | None = None
+    """Figures of the user's own metrics, by their names."""
+    generations: GenerationsReport | None = None
+    """Comparison of base, parent and child, for an adapter that was trained on from another."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return whether the adapted model is better than its base."""
+        return self.report.verdict
+
+    @property
+    def figures(self) -> Mapping[str, MetricFigures]:
+        """Return the figures of every metric that has data, by its name."""
+        return self.report.figures
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the result for JSON."""
+        generations = self.generations.figures if self.generations else None
+        more = {"own_metrics": self.own_metrics, "generations": generations}
+        return {
+            "run" if self.is_run else "adapter": self.source,
+            **self.report.result_fields,
+            **{name: value for name, value in more.items() if value is not None},
+        }
+
+
 def evaluate_adapter(
     source: str,
     evaluation_files: EvaluationFiles,
@@ -39,7 +77,7 @@ def evaluate_adapter(
     parent_source: str | None = None,
     own_metrics: Sequence[str] = (),
     changes: Sequence[str] = (),
-) -> dict[str, object]:
+) -> EvaluationResult:
     """Compare base and adapted model: a run on its held-out data, any adapter on the user's files.
 
     An adapter with a lineage is compared with its parent, too: the copy in its run, or `parent_source`. `own_metrics`
@@ -82,18 +120,15 @@ def evaluate_adapter(
         report = compare_run(model, prepared, settings, run, read_stored_recital(run))
     else:
         report = compare_models(model, prepared, settings)
-    result: dict[str, object] = {
-        "run" if opened.run else "adapter": str(opened.run.path if opened.run else source),
-        **report.result_fields,
-    }
+    result = EvaluationResult(str(opened.run.path if opened.run else source), opened.run is not None, report)
     if own and report.measurements is not None:
-        result["own_metrics"] = report_own_metrics(own, *report.measurements, report.overlap)
+        result = replace(result, own_metrics=report_own_metrics(own, *report.measurements, report.overlap))
     if parent is not None:
         measured = measure_generations(model, prepared, settings, report, parent)
         del model
         if parent.is_merged:
             measured = _try_original_base(measured, parent, opened.precision)
-        result["generations"] = report_generations(measured, run).figures
+        result = replace(result, generations=report_generations(measured, run))
     if run is not None:
         try_write_report(run)
     return result

@@ -148,7 +148,7 @@ def fine_tune(
         progress.enter_stage("training")
         policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)
         with explain_model_errors(base_config, base_name, "Training"), finished_reporters(plan.output.reporters):
-            training = train_sft(make_training_run(model, plan, prepared, run, policy))
+            training = train_sft(make_training_run(model, plan, prepared, run, policy, progress))
         plan = record_trained_plan(recipe, plan, training, run)
         adapter_bytes = save_adapter_or_stop(model, plan, prepared, run, training, progress)
         current_group().wait()  # because an error in another process's measurement must not interrupt the writing

@@ -157,7 +157,7 @@ def _load_and_train(
         check_longest_dialogue_fits(model, prepared.validation, prepared.test)
     progress.stage = "training"
     policy = CheckpointPolicy(scratch.checkpoints, plan.checkpoint, shared.identity, checkpoint)
-    training = make_training_run(model, plan, prepared, scratch, policy)
+    training = make_training_run(model, plan, prepared, scratch, policy, progress)
     with explain_model_errors(config, name, "Training"):
         result = train_sft(replace(training, reporters=()))
     if result.signal_number:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from lora_chat.config.base import StrictModel
 from lora_chat.data.encoding.bundled_templates import CHATML_TEMPLATE
 from lora_chat.data.encoding.chat_template import find_earlier_template, install_template
 from lora_chat.errors import UsageError
@@ -58,6 +59,20 @@ logger = logging.getLogger(__name__)
 _SIGNATURE_PURPOSE = "proof 1"
 
 
+class PackResult(StrictModel):
+    """The written parcel."""
+
+    parcel: str
+    """Path of the file."""
+    size: int
+    """Size of the file, in bytes."""
+    sha256: str
+    members: tuple[str, ...]
+    """Names of the files inside."""
+    statement: str | None = None
+    """Path of the in-toto statement; None if none was asked for."""
+
+
 def pack_run(
     source: str,
     out: Path | None,
@@ -68,7 +83,7 @@ def pack_run(
     accept_findings: bool = False,
     statement: Path | None = None,
     languages: Sequence[str] = (),
-) -> dict[str, object]:
+) -> PackResult:
     """Check a run's adapter with plain PEFT, write its parcel, and verify the parcel as a receiver would.
 
     `statement` is the file of an in-toto statement that is written too. `languages` are ISO 639 codes.
@@ -92,12 +107,12 @@ def pack_run(
     write_parcel(members, to, lambda path: open_parcel(path))
     parcel = open_parcel(to)
     logger.info(_format_packed(parcel))
-    result = {"parcel": str(to), "size": to.stat().st_size, "sha256": parcel.sha256, "members": sorted(members)}
+    result = PackResult(parcel=str(to), size=to.stat().st_size, sha256=parcel.sha256, members=tuple(sorted(members)))
     if statement is None:
         return result
     path = expand_user_path(statement).absolute()
     write_statement(parcel, path)
-    return {**result, "statement": str(path)}
+    return result.model_copy(update={"statement": str(path)})
 
 
 def draft_receipt(

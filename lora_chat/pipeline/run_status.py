@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from signal import SIGINT
+from typing import Protocol
 
 from lora_chat.errors import OutOfMemoryError, StoppedError
 from lora_chat.runs.checkpoints import find_newest_step
@@ -10,6 +12,14 @@ from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.console import display_path, quote_path
 from lora_chat.system.memory_limit import is_out_of_memory
 from lora_chat.system.signals import first_received_signal
+from lora_chat.training.progress_bar import ProgressView
+
+
+class RunObserver(ProgressView, Protocol):
+    """A receiver of the stages and steps of a run, which may stop it."""
+
+    def show_stage(self, stage: str) -> None:
+        """Receive the stage that begins."""
 
 
 @dataclass
@@ -23,12 +33,26 @@ class RunProgress:
     """Folder of the run, once the run can be resumed."""
     adapter_saved: bool = False
     """Whether the adapter of all steps is saved."""
+    observer: RunObserver | None = None
+    """Receiver of stages and steps; None shows the steps on stderr."""
 
     def enter_stage(self, stage: str) -> None:
-        """Begin a stage. Raise StoppedError if a library suppressed a signal in the stage before it."""
+        """Begin a stage. Raise StoppedError if a library suppressed a signal, or if the observer wants to stop."""
         if first_received_signal():
             raise self.stopped(first_received_signal())
+        self.show_stage(stage)
+        self.check_observer()
+
+    def show_stage(self, stage: str) -> None:
+        """Begin a stage that nothing stops, such as saving."""
         self.stage = stage
+        if self.observer is not None:
+            self.observer.show_stage(stage)
+
+    def check_observer(self) -> None:
+        """Raise StoppedError if the observer wants to stop the run."""
+        if self.observer is not None and self.observer.wants_stop:
+            raise self.stopped(SIGINT)
 
     def stopped(self, signal_number: int) -> StoppedError:
         """Return the error for a run that stops immediately."""

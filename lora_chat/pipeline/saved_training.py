@@ -45,7 +45,12 @@ def signed_files(run: RunFolder, names: Sequence[str], *, announce: bool = True)
 
 
 def make_training_run(
-    model: "PeftModel", plan: Plan, prepared: PreparedRun, run: RunFolder, policy: CheckpointPolicy
+    model: "PeftModel",
+    plan: Plan,
+    prepared: PreparedRun,
+    run: RunFolder,
+    policy: CheckpointPolicy,
+    progress: RunProgress,
 ) -> TrainingRun:
     """Return the input of the training."""
     return TrainingRun(
@@ -64,6 +69,7 @@ def make_training_run(
         checkpoint_policy=policy,
         locate_dialogues=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
         adjustable_settings=plan.open_settings,
+        view=progress.observer,
     )
 
 
@@ -88,7 +94,7 @@ def save_adapter_or_stop(
     """Save the adapter and return its bytes. Raise StoppedError if a signal stopped the training."""
     if training.signal_number and not training.steps:
         raise progress.stopped(training.signal_number)
-    progress.stage = "saving the adapter"
+    progress.show_stage("saving the adapter")
     template = str(prepared.tokenizer.chat_template)
     loss_on_prompts = prepared.statistics.total.loss_on_prompts > 0
     card = format_run_card(plan, prepared.identity, training.steps, None, loss_on_prompts=loss_on_prompts)
@@ -100,8 +106,9 @@ def save_adapter_or_stop(
         raise progress.make_training_stop_error(training.steps, training.planned_steps, training.signal_number)
     logger.info(training.kept_step.describe(training.steps))
     progress.adapter_saved = True
-    progress.stage = "comparing base and adapted"
+    progress.show_stage("comparing base and adapted")
     if training.signal_number:
         raise progress.stopped(training.signal_number)
+    progress.check_observer()
     logger.info(f"Adapter saved: {display_path(run.adapter)} ({format_bytes(adapter_bytes)})")
     return adapter_bytes

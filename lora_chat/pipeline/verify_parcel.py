@@ -61,6 +61,12 @@ class ParcelVerification:
         """Return whether no check failed."""
         return self.parcel is not None and all(check.passed is not False for check in self.checks)
 
+    def raise_if_refused(self) -> None:
+        """Raise IntegrityError with every failed check unless all passed."""
+        if not self.passed:
+            failed = [f"{check.name}: {sanitize_line(check.found)}" for check in self.checks if check.passed is False]
+            raise IntegrityError("\n".join([f"{sanitize_line(self.path)} is refused.", *failed]))
+
     @property
     def confirmed_fields(self) -> set[str]:
         """Return the fields of the receipt that a check confirmed."""

@@ -25,6 +25,7 @@
 - hub_ranges: Parts of files of the hub, read without storing the files
 - hub_pending: Markers of downloads that have not been compared with the commit's listing yet
 - import_path: Removal of the working directory from the search paths of this process, on import
+- library_settings: Settings of libraries: no telemetry, no code from a hub, and messages only of lora_chat
 - malloc: Settings of glibc that decide whether freed memory stays with the process
 - memory_limit: A memory limit for training on a CPU, and detection of out-of-memory errors
 - memory_usage: Memory of the machine, of this process and of its GPU, in bytes

@@ -5,12 +5,16 @@ Libraries sometimes catch the exception while they are imported or in finalizers
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _received_signals: list[int] = []
 _is_leaving = False
 """Whether the command is ending, so that later signals have no effect."""
+_is_users_program = False
+"""Whether the work is a call of the Python API, whose process belongs to the user."""
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -49,8 +53,24 @@ def ignore_signals() -> None:
 
 
 def first_received_signal() -> int:
-    """Return the first signal received after `raise_on_signals`, or 0."""
-    return _received_signals[0] if _received_signals else 0
+    """Return the first signal received after `raise_on_signals`, or 0; in a program of the user it is always 0."""
+    return _received_signals[0] if _received_signals and not _is_users_program else 0
+
+
+@contextmanager
+def unchanged_handlers() -> Iterator[None]:
+    """Install no handlers until the block ends, because the signals belong to the user's program."""
+    global _is_users_program
+    _is_users_program = True
+    try:
+        yield
+    finally:
+        _is_users_program = False
+
+
+def may_install_handlers() -> bool:
+    """Return whether handlers may be installed for a time."""
+    return not _is_users_program
 
 
 def signal_number(error: KeyboardInterrupt) -> int:

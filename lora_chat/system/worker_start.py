@@ -67,7 +67,7 @@ def main(request: dict[str, Any]) -> None:
     if request["memory"]:
         limit_memory(request["memory"])
     sys.argv = [request["code"], *request["arguments"]]
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # see `_block_hub_code` in cli.py
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # see `block_hub_code` in library_settings.py
     try:
         if request["package"]:
             load_package(Path(request["package"]))

@@ -24,6 +24,7 @@ class StepReport:
     tokens_per_second: float
     """Supervised tokens per second."""
     seconds_left: float
+    learning_rate: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -35,14 +36,30 @@ class StepReport:
 class ProgressView(Protocol):
     """A display of the steps of one training."""
 
+    @property
+    def wants_stop(self) -> bool:
+        """Return whether training should stop after the present step, with a checkpoint."""
+
     def show_step(self, report: StepReport) -> None:
         """Show a step that has ended."""
+
+    def show_validation(self, step: int, steps: int, loss: float) -> None:
+        """Show the validation loss after a step, beside the message about it."""
 
     def close(self) -> None:
         """End the display."""
 
 
-class BarView:
+class _LocalView:
+    """A display that never stops training, and leaves validation losses to their messages."""
+
+    wants_stop = False
+
+    def show_validation(self, step: int, steps: int, loss: float) -> None:
+        pass
+
+
+class BarView(_LocalView):
     """A display as a live line in a terminal, on stderr."""
 
     def __init__(self) -> None:
@@ -55,7 +72,7 @@ class BarView:
         self._bar.close()
 
 
-class LineView:
+class LineView(_LocalView):
     """A display as plain lines on stderr, for logs and pipes."""
 
     def __init__(self) -> None:
@@ -71,7 +88,7 @@ class LineView:
         pass
 
 
-class HiddenView:
+class HiddenView(_LocalView):
     """No display, for processes whose steps the first process shows."""
 
     def show_step(self, report: StepReport) -> None:

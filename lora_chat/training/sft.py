@@ -93,7 +93,7 @@ def train_sft(run: TrainingRun) -> TrainingResult:
     if it only changes `run.adjustable_settings`, and otherwise suggested in the error.
     Raises OutOfMemoryError, NonFiniteError, DataError, DiskFullError, DiskError.
     """
-    view = open_progress_view()
+    view = run.view or open_progress_view()
     with (
         private_umask(),  # several libraries write files here: checkpoints, TensorBoard events
         restored_model(run),

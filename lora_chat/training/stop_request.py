@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from lora_chat.processes.group import ProcessGroup, current_group
-from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal
+from lora_chat.system.signals import STOP_SIGNALS, SignalInterrupt, first_received_signal, may_install_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Handle Ctrl-C, SIGTERM and SIGHUP during the block; do nothing outside the main thread."""
+    """Handle Ctrl-C, SIGTERM and SIGHUP during the block; do nothing outside the main thread or in a user's program."""
     request = StopRequest()
     request.received = first_received_signal()  # a library may have caught an earlier one
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not may_install_handlers():
         yield request
         return
 

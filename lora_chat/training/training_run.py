@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lora_chat.runs.checkpoints import CommittedCheckpoint
     from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
     from lora_chat.training.callbacks.nonfinite_guard import DialogueLocator
+    from lora_chat.training.progress_bar import ProgressView
 
 
 class EncodedRow(Protocol):
@@ -65,6 +66,8 @@ class TrainingRun:
     """Function that finds the dialogues of a failed step in their files."""
     adjustable_settings: Collection[str] = ()
     """Names of training settings that may change if the largest micro-batch does not fit in memory."""
+    view: "ProgressView | None" = None
+    """Display of the steps; None shows them on stderr."""
 
     @property
     def on_cpu(self) -> bool:

@@ -187,8 +187,8 @@ def test_the_package_kernels_is_never_imported(altered, tmp_path):
     code = f"""
 import sys
 sys.path[:0] = [{str(Path(lora_chat.__file__).parents[1])!r}, {str(site)!r}]
-from lora_chat.cli import _block_hub_code
-_block_hub_code()
+from lora_chat.system.library_settings import block_hub_code
+block_hub_code()
 from transformers import AutoConfig, AutoModelForCausalLM
 try:  # without the block this imports it
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(folder)!r}))

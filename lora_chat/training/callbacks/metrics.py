@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,19 +83,20 @@ class MetricsCallback(TrainerCallback):
             row = {"step": state.global_step, "validation_loss": loss}
             self._write(row | {"token_accuracy": float(logs["eval_token_accuracy"])})
             logger.info(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.3f}")
+            self._view.show_validation(state.global_step, state.max_steps, loss)
         if "loss" not in logs:
             return
         loss = float(logs["loss"])
         seconds = time.monotonic() - self._started
         tokens = self._trainer.supervised_tokens
-        norm = logs.get("grad_norm")
+        norm, learning_rate = logs.get("grad_norm"), float(logs.get("learning_rate", 0.0))
         self._write(
             {
                 "step": state.global_step,
                 "epoch": round(state.epoch or 0.0, 4),
                 "loss": loss,
                 "gradient_norm": None if norm is None else float(norm),
-                "learning_rate": float(logs.get("learning_rate", 0.0)),
+                "learning_rate": learning_rate,
                 "supervised_tokens": tokens,
                 "seconds": round(self._earlier_metrics.seconds + seconds, 3),
                 **(self._loss_scale.read_figures() if self._loss_scale else {}),
@@ -102,7 +104,10 @@ class MetricsCallback(TrainerCallback):
         )
         seconds_left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
         tokens_per_second = (tokens - self._earlier_metrics.supervised_tokens) / max(seconds, 1e-9)
-        self._view.show_step(StepReport(state.global_step, state.max_steps, loss, tokens_per_second, seconds_left))
+        step, steps = state.global_step, state.max_steps
+        self._view.show_step(StepReport(step, steps, loss, tokens_per_second, seconds_left, learning_rate))
+        if self._view.wants_stop:
+            self._stop_request.received = self._stop_request.received or signal.SIGINT
 
     def _write(self, row: Mapping[str, float | None]) -> None:
         """Append one row to the metrics file."""

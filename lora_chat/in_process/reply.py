@@ -1,0 +1,78 @@
+"""Replies to a message or a dialogue, and continuations of a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from os import fspath
+
+from pydantic import ValidationError
+
+from lora_chat.config.generation_section import GenerationSection
+from lora_chat.data.dialogue import ChatMessage, InvalidDialogueError
+from lora_chat.data.encoding.thinking_switch import ThinkingValue
+from lora_chat.data.parsing.messages import parse_dialogue
+from lora_chat.errors import UsageError
+from lora_chat.in_process.arguments import PathText
+from lora_chat.in_process.loaded_model import LoadedModel
+from lora_chat.pipeline.generate_text import TextRequest, encode_prompt, generate_texts, write_texts
+from lora_chat.pipeline.open_adapter import TrustOptions
+
+
+def make_request(
+    prompt: str | Sequence[Mapping[str, object]],
+    max_new_tokens: int,
+    sampling: Mapping[str, object],
+    system: str | None,
+    *,
+    chat: bool,
+) -> TextRequest:
+    """Return a checked request. Raise UsageError for a prompt or a setting that cannot be used."""
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens}: at least 1 is needed.")
+    try:
+        generation = GenerationSection.model_validate(sampling)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise UsageError(f"{where}{first['msg']}.") from error
+    messages: tuple[ChatMessage, ...] = ()
+    if not isinstance(prompt, str):
+        if not chat:
+            raise UsageError("chat=False continues a text, and a list of messages has none. Fix: give a text.")
+        messages, prompt = _read_messages(prompt), ""
+    request = TextRequest(prompt, 1, max_new_tokens, generation, chat, system, messages)
+    request.check()
+    return request
+
+
+def reply(
+    source: LoadedModel | PathText,
+    request: TextRequest,
+    quantization: str | None,
+    trust: TrustOptions,
+    thinking: ThinkingValue | None,
+    on_text: Callable[[str], object] | None,
+) -> str:
+    """Return the text of a model, which is loaded first unless it is loaded already."""
+
+    def write(piece: str) -> None:
+        if on_text is not None:
+            on_text(piece)
+
+    if not isinstance(source, LoadedModel):
+        return generate_texts(fspath(source), request, quantization, trust, thinking, write)[0]
+    if quantization is not None or thinking is not None or trust != TrustOptions():
+        raise UsageError("A loaded model has its quantization, thoughts and base. Fix: give them to load().")
+    chat_model = source.chat_model
+    return write_texts(chat_model, source.model, encode_prompt(chat_model, request), request, write)[0]
+
+
+def _read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[ChatMessage, ...]:
+    """Return the messages of a dialogue as the chat template takes them. Raise UsageError for others."""
+    reply = {"role": "assistant", "content": "-"}  # a dialogue of training ends with a reply
+    try:
+        dialogue = parse_dialogue({"messages": [*map(dict, messages), reply]})
+    except (InvalidDialogueError, TypeError, ValueError) as error:
+        raise UsageError(f"The prompt {error}. Fix: give a text, or messages with `role` and `content`.") from error
+    prompts = dialogue.messages[:-1]
+    if not prompts or prompts[-1].role == "assistant":
+        raise UsageError("The messages end with a reply. Fix: add a message of the user.")
+    return tuple(message.as_dict for message in prompts)
