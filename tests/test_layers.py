@@ -49,7 +49,12 @@ LIBRARY_IMPORTERS = {
         "system/hub_origin.py",
         "system/hub_ranges.py",
     ],
-    "httpx2": ["system/http_client.py", "system/hub_guard.py", "system/hub_origin.py"],
+    "httpx2": [
+        "system/http_client.py",
+        "system/hub_guard.py",
+        "system/hub_origin.py",
+        "system/index_client.py",
+    ],
     "evaluate": ["evaluation/harness_model.py"],
     "lm_eval": ["evaluation/harness_model.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],

@@ -12,6 +12,7 @@
 - clean: show and delete caches and old checkpoints
 - doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
+- fetch_base: prepare the embedded base before a run needs it
 - generate: continue a plain text, or answer it
 - serve: answer requests over HTTP
 - serve_admin: adapters that a running server loads and unloads

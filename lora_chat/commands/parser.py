@@ -16,6 +16,7 @@ import lora_chat.commands.diff as diff
 import lora_chat.commands.doctor as doctor
 import lora_chat.commands.eval as evaluate
 import lora_chat.commands.export as export
+import lora_chat.commands.fetch_base as fetch_base
 import lora_chat.commands.generate as generate
 import lora_chat.commands.judge as judge
 import lora_chat.commands.merge as merge
@@ -118,6 +119,7 @@ COMMAND_GROUPS = (
         {
             "doctor": CommandEntry(doctor, "doctor"),
             "clean": CommandEntry(clean, "clean --dry-run"),
+            "fetch-base": CommandEntry(fetch_base, "fetch-base"),
         },
     ),
 )

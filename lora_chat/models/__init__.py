@@ -13,6 +13,7 @@
 - base_settings: the fields of a base's JSON files that its identity compares
 - bound_adapter: an adapter together with its base and tokenizer
 - bundled: the bases that need no hub
+- bundled_gguf: the GGUF of the embedded chat model, from a file, a package or an index
 - causality: whether a base predicts each token from the earlier ones only
 - config_checks: checks of an untrusted config.json, for code and for numbers out of bounds
 - equivalent_settings: settings that differ as they are written and load the same

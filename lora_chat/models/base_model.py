@@ -11,7 +11,7 @@ from lora_chat.config.recipe import BaseSection
 from lora_chat.errors import LoraChatError, OutOfMemoryError, UnavailableError, first_line
 from lora_chat.models.auto_class import find_auto_class, make_meta_model
 from lora_chat.models.base_files import check_base_files
-from lora_chat.models.bundled import bundled_base_names, find_bundled_base
+from lora_chat.models.bundled import bundled_base_names, find_bundled_base, needs_download
 from lora_chat.models.config_checks import check_loaded_config
 from lora_chat.models.hub import find_cached_base, find_or_download_base
 from lora_chat.models.integrity import FileStats, check_unchanged, read_file_stats
@@ -76,8 +76,9 @@ class LocalBase:
 
 def is_base_local(base: BaseSection) -> bool:
     """Return whether a base can be used without a download."""
-    local = base.name in bundled_base_names() or expand_user_path(base.name, "base.name: ").is_dir()
-    return local or find_cached_base(base.name, base.revision) is not None
+    if base.name in bundled_base_names():
+        return not needs_download(base.name)
+    return expand_user_path(base.name, "base.name: ").is_dir() or find_cached_base(base.name, base.revision) is not None
 
 
 def is_hub_id(name: str) -> bool:

