@@ -55,6 +55,7 @@ LIBRARY_IMPORTERS = {
         "system/hub_origin.py",
         "system/index_client.py",
     ],
+    "shtab": ["commands/completion.py"],
     "evaluate": ["evaluation/harness_model.py"],
     "lm_eval": ["evaluation/harness_model.py"],
     "llama_cpp": ["export/parity/llama_cpp_worker.py"],

@@ -10,6 +10,8 @@
 - recipes: list the recipes that come with lora_chat
 - recipe: print a recipe with all its settings
 - clean: show and delete caches and old checkpoints
+- completion: print the script by which a shell completes the command line
+- completion_functions: shell functions that list recipes, runs, parcels and settings
 - doctor: report what this machine can do
 - chat: talk to an adapted model or to a base
 - fetch_base: prepare the embedded base before a run needs it

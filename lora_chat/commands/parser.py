@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import lora_chat.commands.audit as audit
 import lora_chat.commands.chat as chat
 import lora_chat.commands.clean as clean
+import lora_chat.commands.completion as completion
 import lora_chat.commands.data as data
 import lora_chat.commands.diff as diff
 import lora_chat.commands.doctor as doctor
@@ -120,6 +121,7 @@ COMMAND_GROUPS = (
             "doctor": CommandEntry(doctor, "doctor"),
             "clean": CommandEntry(clean, "clean --dry-run"),
             "fetch-base": CommandEntry(fetch_base, "fetch-base"),
+            "completion": CommandEntry(completion, "completion bash"),
         },
     ),
 )
@@ -157,9 +159,8 @@ def make_parser() -> argparse.ArgumentParser:
     for group in COMMAND_GROUPS:
         for name, entry in group.entries.items():
             summary = entry.module.run.__doc__
-            sub = commands.add_parser(
-                name, description=summary, epilog=f"Example: lora-chat {entry.example}", allow_abbrev=False
-            )
+            epilog = f"Example: lora-chat {entry.example}"
+            sub = commands.add_parser(name, help=summary, description=summary, epilog=epilog, allow_abbrev=False)
             sub.add_argument(
                 "--json", action="store_true", help="print results as JSON on stdout, everything else on stderr"
             )
