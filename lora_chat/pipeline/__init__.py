@@ -25,6 +25,7 @@
 - evaluate: The comparison of an existing adapter with its base
 - evaluate_harness: Tasks of lm-evaluation-harness for an existing adapter
 - export_adapter: The export of an adapter to other programs, with parity checks
+- final_figures: The figures of a comparison for services that receive metrics
 - fine_tune: A fine-tuning run from top to bottom
 - follow_run: The part of a run that all processes but the first do
 - general_items: The general items of a run

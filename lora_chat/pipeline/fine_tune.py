@@ -19,6 +19,7 @@ from lora_chat.pipeline.check_metrics import check_listed_metrics
 from lora_chat.pipeline.compare import check_longest_dialogue_fits, compare_run
 from lora_chat.pipeline.compare_generations import add_original_base, measure_generations, report_generations
 from lora_chat.pipeline.estimate import resolve_plan
+from lora_chat.pipeline.final_figures import list_final_figures, list_final_texts
 from lora_chat.pipeline.follow_run import SharedRun, share_run
 from lora_chat.pipeline.general_items import take_planned_items
 from lora_chat.pipeline.held_out_digests import digest_held_out
@@ -52,7 +53,8 @@ from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.run_card import format_run_card
 from lora_chat.system.hardware import detect_hardware
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
-from lora_chat.training.reporters import check_reporters, finished_reporters, start_reporters
+from lora_chat.training.reporter_session import finished_reporters, start_reporters
+from lora_chat.training.reporters import check_reporters
 from lora_chat.training.sft import train_sft
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def fine_tune(
         return _repeat_result(earlier, adopt=is_received)
     check_reporters(plan.output.reporters)
     run = earlier or create_run_folder(recipe, plan, start_run_signature)
-    with lock_run_folder(run.path):
+    with lock_run_folder(run.path), finished_reporters(plan.output.reporters) as reporters:
         with nullcontext() if earlier else _deleted_on_error(run):
             prepared, audit = _prepare_and_audit(plan, progress, parent, accept_template=accept_template)
             plan = plan.model_copy(update={"precision": prepared.precision})
@@ -137,7 +139,7 @@ def fine_tune(
             )
         )
         current_group().wait()  # until the others have read the data and copied the measurements
-        start_reporters(plan.output.reporters, run.path)
+        start_reporters(reporters.names, run.path, continues=earlier is not None and not is_received)
         model, trainable_parameters = load_adapted_model(plan, prepared, run, progress, parent)
         load_seconds = time.monotonic() - started
         progress.enter_stage("measuring the longest held-out dialogue")
@@ -147,8 +149,8 @@ def fine_tune(
 
         progress.enter_stage("training")
         policy = CheckpointPolicy(run.checkpoints, plan.checkpoint, identity, checkpoint)
-        with explain_model_errors(base_config, base_name, "Training"), finished_reporters(plan.output.reporters):
-            training = train_sft(make_training_run(model, plan, prepared, run, policy, progress))
+        with explain_model_errors(base_config, base_name, "Training"):
+            training = train_sft(make_training_run(model, plan, prepared, run, policy, progress, reporters))
         plan = record_trained_plan(recipe, plan, training, run)
         adapter_bytes = save_adapter_or_stop(model, plan, prepared, run, training, progress)
         current_group().wait()  # because an error in another process's measurement must not interrupt the writing
@@ -159,6 +161,7 @@ def fine_tune(
             with first_process_computes(model):
                 report = compare_run(model, prepared, plan.evaluation, run)
                 report = add_recital(report, model, prepared, plan, audit, run, training.steps)
+                reporters.log_final(list_final_figures(report), list_final_texts(report))
                 keep_reference(run, model, prepared, plan.precision)
                 measured = measure_generations(model, prepared, plan.evaluation, report, parent) if parent else None
             if parent and measured:

@@ -159,7 +159,7 @@ def _load_and_train(
     policy = CheckpointPolicy(scratch.checkpoints, plan.checkpoint, shared.identity, checkpoint)
     training = make_training_run(model, plan, prepared, scratch, policy, progress)
     with explain_model_errors(config, name, "Training"):
-        result = train_sft(replace(training, reporters=()))
+        result = train_sft(training)
     if result.signal_number:
         raise progress.stopped(result.signal_number)
     return model

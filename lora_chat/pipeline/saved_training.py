@@ -24,6 +24,7 @@ from lora_chat.runs.run_folder import RunFolder
 from lora_chat.sharing.run_card import format_run_card
 from lora_chat.system.console import display_path, format_bytes
 from lora_chat.training.callbacks.checkpoint import CheckpointPolicy
+from lora_chat.training.reporter_session import ReporterSession
 from lora_chat.training.training_run import TrainingResult, TrainingRun
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def make_training_run(
     run: RunFolder,
     policy: CheckpointPolicy,
     progress: RunProgress,
+    reporters: ReporterSession | None = None,
 ) -> TrainingRun:
-    """Return the input of the training."""
+    """Return the input of the training; without `reporters` no service receives its metrics."""
     return TrainingRun(
         model=model,
         tokenizer=prepared.tokenizer,
@@ -65,7 +67,7 @@ def make_training_run(
         has_frozen_start=plan.adapter.has_frozen_start,
         evaluate_each_epoch=plan.evaluation.each_epoch is True,
         evaluate_every_steps=plan.evaluation.every_steps,
-        reporters=plan.output.reporters,
+        reporters=reporters or ReporterSession(),
         checkpoint_policy=policy,
         locate_dialogues=lambda rows: [(display_path(Path(path)), line) for path, line in prepared.train.locate(rows)],
         adjustable_settings=plan.open_settings,

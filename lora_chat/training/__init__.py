@@ -17,6 +17,7 @@
 - optimizer_groups: Settings of the optimizer's parameter groups
 - optimizer_state: Checks of a resumed optimizer's state
 - progress_bar: Progress of training on the terminal
+- reporter_session: The services of one run, from their start to their end
 - reporters: Services that receive the metrics of training
 - row_order: The random order of rows, without a list of all of them
 - row_scores: Loss and predicted tokens of each validation row

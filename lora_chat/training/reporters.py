@@ -1,43 +1,32 @@
-"""Services that receive the metrics of training through Transformers' own integrations.
+"""Services that receive the metrics of training through Transformers' own integrations, in one table.
 
-They receive the metrics of each step, the settings of the trainer and the config of the base, and no text of a
-dialogue. Several of them would upload more if they could: the model, the terminal's output, which quotes replies, the
-command, the code and the changes of a git repository. Variables that this module sets prevent it. By default everything
-stays in the run folder; only wandb without `WANDB_MODE=offline` and servers that the user names in the environment get
-anything over the network. No variable comes from a recipe.
+They receive the metrics of each step, the settings of the trainer, the config of the base and the figures of the
+comparison, and no text of a dialogue. Several of them would upload more if they could: the model, the terminal's
+output, which quotes replies, the command, the code and the changes of a git repository. Variables that this module sets
+prevent it. By default everything stays in the run folder; only wandb without `WANDB_MODE=offline` and servers that the
+user names in the environment get anything over the network. No variable comes from a recipe.
 """
 
-import importlib
-import logging
 import netrc
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote, urlsplit
 
-from lora_chat.errors import (
-    IntegrityError,
-    MissingPackageError,
-    UnavailableError,
-    explain_disk_error,
-    explain_write_errors,
-    first_line,
-)
-from lora_chat.system.atomic_write import private_umask
-from lora_chat.system.console import keep_stdout_for_results
-
-logger = logging.getLogger(__name__)
+from lora_chat.errors import MissingPackageError, UnavailableError
 
 _PROJECT = "lora-chat"
 _WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 """Hosts of wandb's own service, in older and newer versions."""
+
+_MLFLOW_TAGS = {"mlflow.source.name": "lora-chat", "mlflow.source.git.commit": "-", "mlflow.source.git.branch": "-"}
+"""Tags in place of the path of the program and the state of its git repository, which MLflow would send."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +43,13 @@ class Reporter:
     """Environment variables that are set unless the user has set them."""
     check: Callable[[], None] = lambda: None
     """Function that raises UnavailableError if the service cannot work, without using the network."""
-    start: Callable[[ModuleType, str], object] | None = None
-    """Function of the module and the name of the run that connects; None if training itself does so."""
-    finish: Callable[[ModuleType], object] = lambda module: None
+    start: Callable[[ModuleType, str, str | None], object] | None = None
+    """Function of the module, the name of the run and the id of the service's run that is continued, if any. It
+    connects and returns the id of its run; None if training itself connects."""
+    finish: Callable[[ModuleType, bool], object] = lambda module, failed: None
+    """Function of the module, and of whether the run failed, that ends the run of the service."""
+    note: Callable[[ModuleType, str, str], object] | None = None
+    """Function of the module, a name and a text that adds the text to the run; None if texts are logged as metrics."""
     is_in_run: bool = True
     """Whether its files are in the folder of the run, and not beside it."""
 
@@ -113,6 +106,19 @@ def _read_wandb_settings() -> dict[str, str]:
     return {}
 
 
+def _start_wandb(wandb: ModuleType, name: str, earlier: str | None) -> object:
+    """Start or continue a run of wandb, and return its id."""
+    continued = {"id": earlier, "resume": "allow"} if earlier else {}
+    return getattr(wandb.init(project=os.environ["WANDB_PROJECT"], name=name, **continued), "id", None)
+
+
+def _start_mlflow(mlflow: ModuleType, name: str, earlier: str | None) -> object:
+    """Start or continue a run of MLflow, and return its id."""
+    run = mlflow.start_run(run_id=earlier) if earlier else mlflow.start_run(run_name=name, tags=_MLFLOW_TAGS)
+    os.environ.pop("MLFLOW_RUN_ID", None)  # Transformers would start the run of this id a second time
+    return run.info.run_id
+
+
 REPORTERS = (
     Reporter(
         "tensorboard",
@@ -136,17 +142,22 @@ REPORTERS = (
         },
         defaults=lambda folder: {"WANDB_PROJECT": _PROJECT, "WANDB_SILENT": "true"},
         check=_check_wandb,
-        start=lambda wandb, name: wandb.init(project=os.environ["WANDB_PROJECT"], name=name),
-        finish=lambda wandb: wandb.finish(),
+        start=_start_wandb,
+        finish=lambda wandb, failed: wandb.finish(exit_code=int(failed)),
         is_in_run=False,
     ),
     Reporter(
         "mlflow",
         ("mlflow",),
-        required=lambda folder: {"HF_MLFLOW_LOG_ARTIFACTS": "FALSE", "DISABLE_MLFLOW_INTEGRATION": "FALSE"},
+        required=lambda folder: {
+            "HF_MLFLOW_LOG_ARTIFACTS": "FALSE",
+            "DISABLE_MLFLOW_INTEGRATION": "FALSE",
+            "MLFLOW_NESTED_RUN": "FALSE",  # it would start a second run
+        },
         defaults=_default_mlflow_folder,
-        start=lambda mlflow, name: mlflow.start_run(run_name=name),
-        finish=lambda mlflow: mlflow.end_run(),
+        start=_start_mlflow,
+        finish=lambda mlflow, failed: mlflow.end_run("FAILED" if failed else "FINISHED"),
+        note=lambda mlflow, name, text: mlflow.set_tag(name, text),
     ),
     Reporter("trackio", ("trackio",), defaults=lambda folder: {"TRACKIO_DIR": str(folder / "trackio")}),
 )
@@ -166,55 +177,3 @@ def check_reporters(names: Sequence[str]) -> None:
                 f"output.report_to names {reporter.name}, which is not installed. Fix: pip install {reporter.name}"
             )
         reporter.check()
-
-
-def start_reporters(names: Sequence[str], folder: Path) -> None:
-    """Set the variables of the services, and connect those that need it. Raise UnavailableError if one cannot start.
-
-    Transformers continues the run of a service that is already active.
-    """
-    for reporter in find_reporters(names):
-        _check_folder(reporter, folder)
-        for name, value in reporter.defaults(folder).items():
-            os.environ.setdefault(name, value)
-        os.environ.update(reporter.required(folder))
-        if reporter.start is None:
-            continue
-        logger.info(f"Connecting to {reporter.name}")
-        with explain_write_errors(folder, f"the files of {reporter.name}"):
-            reporter.locate(folder).mkdir(mode=0o700, exist_ok=True)
-        try:
-            with private_umask(), keep_stdout_for_results():
-                reporter.start(importlib.import_module(reporter.modules[0]), folder.name)
-        except Exception as error:
-            if isinstance(error, OSError) and (explained := explain_disk_error(error)):
-                raise explained from error
-            raise UnavailableError(
-                f"{reporter.name} could not start: {first_line(error)}. Fix: check its server and login, or leave "
-                f"{reporter.name} out of output.report_to."
-            ) from error
-
-
-@contextmanager
-def finished_reporters(names: Sequence[str]) -> Iterator[None]:
-    """Keep stdout for results while services report, and end their runs after the block."""
-    reporters = find_reporters(names)
-    if not reporters:
-        yield
-        return
-    with keep_stdout_for_results():
-        try:
-            yield
-        finally:
-            for reporter in reporters:
-                module = sys.modules.get(reporter.modules[0])
-                if module is not None:
-                    with suppress(Exception):  # the training is complete, and its metrics are in the run folder
-                        reporter.finish(module)
-
-
-def _check_folder(reporter: Reporter, folder: Path) -> None:
-    """Raise IntegrityError if there are settings that a service would read, because anybody may have written them."""
-    settings = reporter.locate(folder) / "settings"
-    if os.path.lexists(settings):
-        raise IntegrityError(f"{reporter.name} would read {settings}, which may be of a stranger. Fix: delete it.")

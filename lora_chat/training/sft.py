@@ -30,7 +30,6 @@ from lora_chat.training.callbacks.learning_rate import ResumeLearningRate
 from lora_chat.training.callbacks.memory_check import MemoryCheckCallback
 from lora_chat.training.callbacks.metrics import MetricsCallback
 from lora_chat.training.callbacks.nonfinite_guard import NonFiniteGuard
-from lora_chat.training.callbacks.reporter_guard import guard_reporters
 from lora_chat.training.callbacks.step_schedule import MeasurementSchedule
 from lora_chat.training.callbacks.validation import ValidationCallback
 from lora_chat.training.candidate_plans import (
@@ -198,7 +197,7 @@ def _make_trainer(run: TrainingRun, prepared: PreparedTraining) -> "PackedSFTTra
         trainer.data_collator = make_padded_collator(trainer.data_collator, run.plan)
     trainer.remove_callback(PrinterCallback)
     trainer.supervised_tokens = prepared.earlier_metrics.supervised_tokens
-    guard_reporters(trainer)
+    run.reporters.guard(trainer)
     if packed is None or fast_path.head is None:
         trainer.stock_path = find_stock_path(run.model, run.train_rows[0].input_ids).agree(current_group())
         for note in trainer.stock_path.notes:

@@ -44,8 +44,8 @@ def make_sft_config(run: TrainingRun) -> "SFTConfig":
         save_total_limit=None,  # and deletes old checkpoints only after a newer one is committed
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=list(run.reporters),
-        run_name=run.metrics_path.parent.name if run.reporters else None,
+        report_to=list(run.reporters.names),
+        run_name=run.metrics_path.parent.name if run.reporters.names else None,
         **_trackio_options(SingleCardConfig),
         disable_tqdm=True,
         # The router is frozen, so nothing can balance it; the loss is the cross entropy, as on the fast path.

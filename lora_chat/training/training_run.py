@@ -1,13 +1,14 @@
 """The input and the result of one training, and its rows as a dataset."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lora_chat.config.plan import TrainingPlan
 from lora_chat.training.candidate_plans import update_identity
 from lora_chat.training.kept_step import KeptStep
+from lora_chat.training.reporter_session import ReporterSession
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,8 +59,8 @@ class TrainingRun:
     evaluate_each_epoch: bool = False
     evaluate_every_steps: int | None = None
     """Optimizer steps between measurements of the validation set; None measures it at most after each epoch."""
-    reporters: tuple[str, ...] = ()
-    """Names of the services that receive the metrics, in `REPORTERS`."""
+    reporters: ReporterSession = field(default_factory=ReporterSession)
+    """The services that receive the metrics."""
     checkpoint_policy: "CheckpointPolicy | None" = None
     """Rules for writing checkpoints; None writes none."""
     locate_dialogues: "DialogueLocator" = locate_nothing

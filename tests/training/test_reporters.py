@@ -11,8 +11,9 @@ from lora_chat.cli import main
 from lora_chat.config.recipe import OutputSection
 from lora_chat.errors import IntegrityError, MissingPackageError, UnavailableError
 from lora_chat.training import reporters
-from lora_chat.training.callbacks.reporter_guard import ReporterGuard, guard_reporters
-from lora_chat.training.reporters import REPORTERS, check_reporters, finished_reporters, start_reporters
+from lora_chat.training.callbacks.reporter_guard import ReporterGuard, guard_integrations
+from lora_chat.training.reporter_session import ReporterSession, finished_reporters, start_reporters
+from lora_chat.training.reporters import REPORTERS, check_reporters
 
 NAMES = [reporter.name for reporter in REPORTERS]
 FAKE = """
@@ -29,9 +30,12 @@ def init(**options):
     global run
     print("a message on stdout")
     RECEIVED.append(["init", options, {n: v for n, v in os.environ.items() if n.startswith("WANDB")}])
+    if options.get("id") == "deleted":
+        raise ValueError("no such run")
     run = Run()
+    return run
 def log(values): RECEIVED.append(["log", dict(values)])
-def finish(): RECEIVED.append(["finish"])
+def finish(exit_code=0): RECEIVED.append(["finish", exit_code])
 def define_metric(*names, **options): pass
 def termwarn(*words, **options): pass
 """
@@ -129,7 +133,7 @@ def test_services_cannot_upload_more_than_metrics(fake_wandb, tmp_path, monkeypa
     for name in ("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB__DISABLE_META"):
         assert environment[name] == "true"
     assert environment["WANDB_CONSOLE"] == "off"
-    assert sys.modules["wandb"].RECEIVED[-1] == ["finish"]
+    assert sys.modules["wandb"].RECEIVED[-1] == ["finish", 0]
 
 
 def test_files_stay_in_the_run_unless_the_user_names_a_server(tmp_path, monkeypatch):
@@ -175,8 +179,8 @@ def test_a_failing_service_is_left_out_and_training_continues(messages):
         callback_handler = Handler()
 
     service = Handler.callbacks[0]
-    guard_reporters(StandIn())
-    guard = Handler.callbacks[0]
+    (guard,) = guard_integrations(StandIn())
+    assert guard is Handler.callbacks[0]
     assert isinstance(guard, ReporterGuard)
     assert type(Handler.callbacks[1]) is TrainerCallback
     for _ in range(3):
@@ -184,6 +188,118 @@ def test_a_failing_service_is_left_out_and_training_continues(messages):
     assert service.calls == 1
     assert len(messages) == 1
     assert "server gone" in messages[0]
+
+
+class FakeIntegration(TrainerCallback):
+    """Record the events of an integration."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_train_begin(self, args, state, control, model=None, **extra):
+        self.events.append("begin")
+
+    def on_log(self, args, state, control, logs=None, model=None, **extra):
+        self.events.append((state, logs))
+
+    def on_train_end(self, args, state, control, model=None, **extra):
+        self.events.append("end")
+
+
+class WandbCallback(FakeIntegration):
+    pass
+
+
+class MLflowCallback(FakeIntegration):
+    pass
+
+
+class StandInTrainer:
+    """A trainer with integrations."""
+
+    def __init__(self, *callbacks):
+        self.callback_handler = type("Handler", (), {"callbacks": list(callbacks)})
+
+    def train(self, step):
+        for event in ("on_train_begin", "on_log", "on_train_end"):
+            extra = {"logs": {"loss": 2.0}} if event == "on_log" else {}
+            for callback in self.callback_handler.callbacks:
+                getattr(callback, event)(None, step, None, model=object(), **extra)
+
+
+def test_figures_of_the_comparison_follow_before_the_end_of_training(monkeypatch):
+    tags = {}
+    module = type("mlflow", (), {"set_tag": tags.__setitem__, "end_run": lambda status: tags.update(status=status)})
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    too_large, service, mlflow = WandbCallback(), WandbCallback(), MLflowCallback()
+    with finished_reporters(["wandb", "mlflow"]) as session:
+        first, second = StandInTrainer(too_large), StandInTrainer(service, mlflow)
+        session.guard(first)
+        first.train(1)
+        assert "end" not in too_large.events
+        session.guard(second)
+        assert too_large.events[-1] == "end"
+        second.train(4)
+        session.log_final({"eval_validation_loss_adapted": 1.25}, {"verdict": "better"})
+        assert tags == {"verdict": "better"}
+    figures = {"eval_validation_loss_adapted": 1.25}
+    assert service.events == ["begin", (4, {"loss": 2.0}), (4, figures | {"verdict": "better"}), "end"]
+    assert mlflow.events == ["begin", (4, {"loss": 2.0}), (4, figures), "end"]
+    assert tags["status"] == "FINISHED"
+    assert len(too_large.events) == 3
+
+
+def test_a_failed_run_fails_in_the_services_too(fake_wandb, tmp_path):
+    start_reporters(["wandb"], tmp_path)
+    with pytest.raises(ZeroDivisionError), finished_reporters(["wandb"]):
+        raise ZeroDivisionError
+    assert sys.modules["wandb"].RECEIVED[-1] == ["finish", 1]
+
+
+def test_a_service_that_fails_after_training_is_a_warning(messages):
+    class Broken(WandbCallback):
+        def on_log(self, args, state, control, logs=None, model=None, **extra):
+            if "verdict" in logs:
+                raise ConnectionError("server gone")
+
+    Broken.__name__ = "WandbCallback"
+    session, trainer = ReporterSession(["wandb"]), StandInTrainer(broken := Broken())
+    session.guard(trainer)
+    trainer.train(1)
+    session.log_final({}, {"verdict": "better"})
+    session.close(failed=False)
+    assert [message for message in messages if "server gone" in message] == messages
+    assert broken.events == ["begin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ('{"wandb": "abc-1"}', [{"id": "abc-1", "resume": "allow"}]),
+        ('{"wandb": "deleted"}', [{"id": "deleted", "resume": "allow"}, {}]),
+        ('{"wandb": "../x y"}', [{}]),
+        ('{"wandb": 7}', [{}]),
+        ("[]", [{}]),
+        ("{", [{}]),
+        (None, [{}]),
+    ],
+)
+def test_a_continued_run_continues_the_run_of_the_service(fake_wandb, tmp_path, content, options):
+    run = tmp_path / "run-1"
+    run.mkdir()
+    if content is not None:
+        (run / "reporters.json").write_text(content)
+    start_reporters(["wandb"], run, continues=True)
+    received = sys.modules["wandb"].RECEIVED
+    plain = {"project": os.environ["WANDB_PROJECT"], "name": "run-1"}
+    assert [entry[1] for entry in received] == [plain | more for more in options]
+    assert json.loads((run / "reporters.json").read_text()) == {"wandb": "1"}
+
+
+def test_a_received_run_does_not_choose_the_run_of_the_service(fake_wandb, tmp_path):
+    (tmp_path / "reporters.json").write_text('{"wandb": "victim"}')
+    start_reporters(["wandb"], tmp_path)
+    assert "id" not in sys.modules["wandb"].RECEIVED[-1][1]
 
 
 @pytest.mark.skipif(not os.environ.get("LORA_CHAT_ALL_BASES"), reason="on demand")
@@ -196,8 +312,12 @@ def test_a_run_sends_metrics_and_settings_but_no_dialogue(fake_wandb, cache_home
     received = sys.modules["wandb"].RECEIVED
     kinds = [entry[0] for entry in received]
     assert kinds[0] == "init"
-    assert kinds[-1] == "finish"
+    assert received[-1] == ["finish", 0]
     assert kinds.count("log") >= 4
+    final = received[-2][1]
+    assert final["verdict"] in ("better", "worse", "no difference shown")
+    comparison = json.loads((tmp_path / "runs" / "smoke-1" / "comparison.json").read_text())
+    assert final["eval/validation_loss_adapted"] == comparison["validation_loss"]["adapted"]
     text = json.dumps(received, default=str)
     assert "learning_rate" in text
     for line in open("recipes/smoke/dialogues.jsonl", encoding="utf-8"):  # noqa: PTH123, SIM115
