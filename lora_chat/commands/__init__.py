@@ -7,6 +7,7 @@
 - plan: estimate memory and time of a recipe
 - data: show the data of a recipe as training sees it
 - audit: search the data of a recipe for secrets, personal data and other problems
+- new: write a recipe for data and a device
 - recipes: list the recipes that come with lora_chat
 - recipe: print a recipe with all its settings
 - clean: show and delete caches and old checkpoints

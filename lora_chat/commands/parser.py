@@ -21,6 +21,7 @@ import lora_chat.commands.fetch_base as fetch_base
 import lora_chat.commands.generate as generate
 import lora_chat.commands.judge as judge
 import lora_chat.commands.merge as merge
+import lora_chat.commands.new as new
 import lora_chat.commands.pack as pack
 import lora_chat.commands.plan as plan
 import lora_chat.commands.pull as pull
@@ -73,6 +74,7 @@ COMMAND_GROUPS = (
     CommandGroup(
         "prepare a run",
         {
+            "new": CommandEntry(new, "new mine --data my.jsonl"),
             "recipes": CommandEntry(recipes, "recipes"),
             "recipe": CommandEntry(recipe, "recipe quickstart"),
             "data": CommandEntry(data, "data quickstart --show 3"),

@@ -49,7 +49,12 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     paths in the file start at the folder of the recipe, paths in settings at the working directory.
     """
     path = find_recipe(path)
-    tree, locations = _read_yaml(path)
+    return parse_recipe(_open_recipe(path), path, settings)
+
+
+def parse_recipe(text: str, path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Validate the text of a recipe as `read_recipe` does; `path` is its file, which need not exist yet."""
+    tree, locations = _parse_yaml(text, path)
     for setting in settings:
         _apply_setting(tree, locations, setting)
     recipe = _validate(tree, locations, str(path))
@@ -96,6 +101,14 @@ def _validate(tree: Mapping[str, YamlValue], locations: Mapping[KeyPath, str], f
         raise RecipeError(format_validation_errors(error, tree, locations, file)) from error
 
 
+def read_settings(settings: Sequence[str]) -> dict[str, YamlValue]:
+    """Return the values of `section.key=value` settings as the tree of a recipe. Raise RecipeError."""
+    tree: dict[str, YamlValue] = {}
+    for setting in settings:
+        _apply_setting(tree, {}, setting)
+    return tree
+
+
 def _find_left_files(tree: Mapping[str, YamlValue], locations: Mapping[KeyPath, str]) -> list[str]:
     """Return the files of evaluation in a recipe whose training data a setting replaced: they belong to other data."""
     if not locations.get(("data", "train"), "").startswith("--set"):
@@ -140,14 +153,18 @@ def dump_recipe(recipe: Recipe) -> dict[str, object]:
     return dict(fields)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, YamlValue], dict[KeyPath, str]]:
-    """Return the values of a recipe file, and the file and line of each key."""
+def _open_recipe(path: Path) -> str:
+    """Return the text of a recipe file."""
     try:
-        text = _read_text(path)
+        return _read_text(path)
     except OSError as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error.strerror}.{_suggest_recipe(path)}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}).") from error
+
+
+def _parse_yaml(text: str, path: Path) -> tuple[dict[str, YamlValue], dict[KeyPath, str]]:
+    """Return the values of a recipe, and the file and line of each key."""
     try:
         root = compose_strict(text)
     except yaml.MarkedYAMLError as error:

@@ -40,6 +40,12 @@ class BaseConfig:
     """Source of these facts."""
 
 
+def find_planned_base(base: BaseSection) -> BaseConfig:
+    """Return the config of a base on this machine or in the table of known bases without a request, else of the hub."""
+    known = None if is_base_local(base) else read_known_configs().get(base.name)
+    return find_base_config(base) if known is None else _use_known_config(base.name, known)
+
+
 def find_base_config(base: BaseSection) -> BaseConfig:
     """Return the config of a base on this machine, on the hub, or in the table of known bases.
 
@@ -60,8 +66,13 @@ def find_base_config(base: BaseSection) -> BaseConfig:
                 f"({error.what}), and it is not one of the known bases "
                 f"({', '.join(read_known_configs())}).\nFix: go online once, or name a local folder."
             ) from error
-        size = _BYTES_PER_WEIGHT * read_shape(known, base.name).weights
-        return BaseConfig(base.name, known, None, size, size, "the table of known bases")
+        return _use_known_config(base.name, known)
+
+
+def _use_known_config(name: str, known: Mapping[str, object]) -> BaseConfig:
+    """Return a base of the table of known bases, whose weights are not on this machine."""
+    size = _BYTES_PER_WEIGHT * read_shape(known, name).weights
+    return BaseConfig(name, known, None, size, size, "the table of known bases")
 
 
 def _find_config_on_hub(base: BaseSection) -> BaseConfig:

@@ -117,6 +117,15 @@ def is_adapter_on_hub(name: str) -> bool:
     return ADAPTER_CONFIG_NAME in listed and explain_other_repository(listed, name) is not None
 
 
+def can_reach_hub(name: str) -> bool:
+    """Return whether the hub answers and has a base of this name."""
+    try:
+        find_commit(name, None, "model")
+    except HubFailureError:
+        return False
+    return True
+
+
 def download_small_files(name: str, revision: str | None) -> tuple[Path, int]:
     """Return a folder with a base's files except for its weights, and the size of the weights in bytes.
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import BaseSection, Recipe
@@ -48,6 +49,9 @@ from lora_chat.planning.workload import check_warmup
 from lora_chat.processes.group import current_group
 from lora_chat.runs.run_folder import RunFolder
 from lora_chat.system.hardware import Hardware, describe_cpu, detect_hardware
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,7 @@ def estimate_recipe(recipe: Recipe, gpu: str | None, memory: str | None) -> RunE
 def estimate_cards(recipe: Recipe, gpu: str | None, memory: str | None, cards: int) -> CardTable:
     """Estimate a recipe for 1 to `cards` cards of this kind. Raise UsageError if this machine's card is meant but none
     is used."""
-    target, _ = _find_target(gpu, memory, recipe.base.device)
+    target, _ = find_target(gpu, memory, recipe.base.device)
     if target.device == "cpu":
         raise UsageError(
             f"--gpus {cards}: this machine would train on its CPU, so the kind of card is unknown. "
@@ -120,14 +124,14 @@ def _estimate_layouts(
 ) -> Iterator[RunEstimate]:
     """Yield the estimate of a recipe for each layout of processes."""
     recipe, parent = complete_recipe(recipe)
-    target, hardware = _find_target(gpu, memory, recipe.base.device)
+    target, hardware = find_target(gpu, memory, recipe.base.device)
     plan = make_plan(recipe, hardware)
     base = find_base_config(plan.base)
     plan = adopt_planned_base(plan, base, hardware)
     shape = find_shape(plan, base)
     trained_parameters = count_selected_parameters(plan, base, shape)
     started = time.monotonic()
-    data = _read_lengths(plan, base, shape, parent)
+    data = read_lengths(plan, base, shape, parent)
     plan = resolve_validation(plan, data.train, data.validation)
     reading_seconds = time.monotonic() - started
     for layout in layouts:
@@ -136,7 +140,7 @@ def _estimate_layouts(
         problem = PlanningProblem(shape, data, target, trained_parameters, layout)
         # The cards are compared as they are; only the first estimate is shown in full.
         is_first = layout.count == 1
-        yield _estimate_plan(plan, problem, base, reading_seconds, allow_slow=False, suggest=is_first)
+        yield estimate_plan(plan, problem, base, reading_seconds, allow_slow=False, suggest=is_first)
 
 
 def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> RunEstimate:
@@ -159,7 +163,7 @@ def estimate_run(plan: Plan, prepared: PreparedRun, reading_seconds: float) -> R
     trained_parameters = count_selected_parameters(plan, base, shape)
     problem = PlanningProblem(shape, data, target, trained_parameters, layout)
     plan, problem = _resolve_sharding(plan, problem)
-    return _estimate_plan(plan, problem, base, reading_seconds, allow_slow=True)
+    return estimate_plan(plan, problem, base, reading_seconds, allow_slow=True)
 
 
 def _resolve_sharding(plan: Plan, problem: PlanningProblem) -> tuple[Plan, PlanningProblem]:
@@ -181,7 +185,7 @@ def _limit_memory(plan: Plan, problem: PlanningProblem) -> PlanningProblem:
     return replace(problem, target=problem.target.with_memory_limit(parse_size(memory, "training.memory")))
 
 
-def _estimate_plan(
+def estimate_plan(
     plan: Plan,
     problem: PlanningProblem,
     base: BaseConfig,
@@ -189,15 +193,21 @@ def _estimate_plan(
     *,
     allow_slow: bool,
     suggest: bool = True,
+    cached_benchmark: bool = False,
 ) -> RunEstimate:
-    """Choose the open settings, benchmark this machine if it is the target, and estimate the plan."""
+    """Choose the open settings, benchmark this machine if it is the target, and estimate the plan.
+
+    With `cached_benchmark`, only an earlier benchmark is used, because a new one takes half a minute.
+    """
     memory = plan.training.memory
     problem = _limit_memory(plan, problem)
     if memory != "unlimited":
         plan = choose_plan(plan, problem, problem.target.limit)
     benchmark = None
     if memory != "unlimited" and not isinstance(problem.shape, MeasuredShape):
-        benchmark = benchmark_machine(plan, problem, base.config, base.folder, allow_slow=allow_slow)
+        benchmark = benchmark_machine(
+            plan, problem, base.config, base.folder, allow_slow=allow_slow, cached_only=cached_benchmark
+        )
     if benchmark:
         config = memory_config_from_plan(plan, problem.shape)
         problem = replace(problem, target=calibrate(problem.target, benchmark, problem.shape, config))
@@ -223,7 +233,7 @@ def _estimate_plan(
     )
 
 
-def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:
+def find_target(gpu: str | None, memory: str | None, device: str) -> tuple[TargetDevice, Hardware]:
     """Return the target device and its hardware."""
     if gpu:
         target = target_from_gpu_spec(find_gpu_spec(gpu))
@@ -238,9 +248,10 @@ def _find_target(gpu: str | None, memory: str | None, device: str) -> tuple[Targ
     )
 
 
-def _read_lengths(plan: Plan, base: BaseConfig, shape: ModelShape, parent: Parent | None) -> DataLengths:
-    """Return the lengths of the data, in tokens of the base's tokenizer, or of the embedded one if it is missing."""
-    files = find_data_files(plan)
+def open_planned_tokenizer(
+    plan: Plan, base: BaseConfig, parent: Parent | None = None
+) -> tuple["PreTrainedTokenizerBase", tuple[int, ...]]:
+    """Return the tokenizer of a base, or the embedded one if it is missing, ready to encode, and its stop tokens."""
     tokenizer_base = (
         LocalBase(base.name, base.folder) if base.folder else find_base(BaseSection(name=bundled_base_names()[0]))
     )
@@ -255,6 +266,13 @@ def _read_lengths(plan: Plan, base: BaseConfig, shape: ModelShape, parent: Paren
         install_recipe_tokens(plan, tokenizer, stop_ids)
     with suppress(DataError):  # the template of the embedded tokenizer has no switch
         configure_thinking(tokenizer, plan.data.thinking, stop_ids, parent.stored.identity if parent else None)
+    return tokenizer, tuple(stop_ids)
+
+
+def read_lengths(plan: Plan, base: BaseConfig, shape: ModelShape, parent: Parent | None = None) -> DataLengths:
+    """Return the lengths of the data, in tokens of the base's tokenizer, or of the embedded one if it is missing."""
+    files = find_data_files(plan)
+    tokenizer, stop_ids = open_planned_tokenizer(plan, base, parent)
     data = read_data(plan, files, tokenizer, stop_ids, shape.max_positions)
     check_warmup(len(data.train.rows), plan.training)
     return measure_lengths(

@@ -77,10 +77,12 @@ def benchmark_machine(
     folder: Path | None,
     *,
     allow_slow: bool,
+    cached_only: bool = False,
 ) -> MachineBenchmark | None:
     """Measure small models with the widths of a base on this machine, or return the cached measurements.
 
-    Return None if the base is too small, if it is large and not `allow_slow`, or if the benchmark failed.
+    Return None if the base is too small, if it is large and not `allow_slow`, if the benchmark failed, or with
+    `cached_only` without measurements.
     """
     if problem.target.device != "cpu" or not problem.target.at_hand or problem.shape.weights < MIN_BASE_WEIGHTS:
         return None
@@ -92,6 +94,8 @@ def benchmark_machine(
     key = json.dumps([_BENCHMARK_VERSION, request, read_library_versions(), *machine], sort_keys=True)
     path = cache_dir("probes") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     measured = _read_cached_result(path)
+    if measured is None and cached_only:
+        return None
     if measured is None:
         if problem.shape.weights > _MAX_QUICK_BASE_WEIGHTS and not allow_slow:
             return None

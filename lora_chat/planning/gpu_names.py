@@ -86,8 +86,7 @@ def make_gpu_name(name: str, memory: int) -> GpuName:
 
 def find_gpu_name(text: str, names: Sequence[GpuName]) -> str:
     """Return the name of the GPU that a user means. Raise UsageError if it is unknown, ambiguous or no CUDA GPU."""
-    words = _split_name(text)
-    matches = [name for name in names if name.is_named_by(words)] or [name for name in names if name.includes(words)]
+    matches = match_gpu_names(text, names)
     if len(matches) == 1:
         return matches[0].name
     if matches:
@@ -101,6 +100,12 @@ def find_gpu_name(text: str, names: Sequence[GpuName]) -> str:
         f"--gpu {text}: unknown GPU. Similar names: {', '.join(_list_similar(text, names))}.\n"
         "Fix: for any other NVIDIA GPU give its memory, for example --memory 12GiB."
     )
+
+
+def match_gpu_names(text: str, names: Sequence[GpuName]) -> list[GpuName]:
+    """Return the names of the GPUs that a text may mean: several for GPUs that differ only in their memory."""
+    words = _split_name(text)
+    return [name for name in names if name.is_named_by(words)] or [name for name in names if name.includes(words)]
 
 
 def _split_name(text: str) -> frozenset[str]:

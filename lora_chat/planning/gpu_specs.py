@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from lora_chat.config.plan import FAST_PATH_CAPABILITY
 from lora_chat.planning.device import DeviceSpeed, TargetDevice
-from lora_chat.planning.gpu_names import find_gpu_name, make_gpu_name
+from lora_chat.planning.gpu_names import find_gpu_name, make_gpu_name, match_gpu_names
 
 CUDA_CONTEXT_BYTES = 450 * 2**20
 """Bytes that the driver and cuBLAS take of a GPU: 300 to 600 MiB by driver and GPU; a local GPU is measured instead."""
@@ -74,6 +74,18 @@ def find_gpu_spec(name: str) -> GpuSpec:
     """
     specs = {spec.name: spec for spec in load_gpu_specs()}
     return specs[find_gpu_name(name, [make_gpu_name(spec.name, spec.memory) for spec in specs.values()])]
+
+
+def list_memory_variants(name: str) -> tuple[GpuSpec, ...]:
+    """Return the GPUs with a name such as `RTX 3060` that differ in their memory only, the smallest first.
+
+    Empty if the name is unknown or means GPUs of several kinds.
+    """
+    specs = {spec.name: spec for spec in load_gpu_specs()}
+    matches = match_gpu_names(name, [make_gpu_name(spec.name, spec.memory) for spec in specs.values()])
+    if len({match.required for match in matches}) != 1:
+        return ()
+    return tuple(sorted((specs[match.name] for match in matches), key=lambda spec: spec.memory))
 
 
 def target_from_gpu_spec(spec: GpuSpec) -> TargetDevice:

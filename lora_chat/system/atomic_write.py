@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lora_chat.errors import IntegrityError, explain_write_errors
+from lora_chat.errors import IntegrityError, UsageError, explain_write_errors
 from lora_chat.system.regular_files import open_regular_file
 from lora_chat.system.shared_folders import pinned_folder, pinned_new_folder
 
@@ -95,6 +95,27 @@ def write_text_atomically(path: Path, text: str, what: str) -> None:
     """Write a text file with mode 0600, so that readers see either the old or the new content."""
     with atomic_output_file(path, what) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_new_text(path: Path, text: str, what: str) -> None:
+    """Write a new text file, whose mode follows the umask. Raise UsageError if the path exists, even since a moment."""
+    with explain_write_errors(path, what):
+        temporary = path.with_name(f".{path.name[:_NAME_PREFIX_LENGTH]}.{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}")
+        try:
+            with atomic_file(temporary, shared=True) as file:
+                file.write(text.encode("utf-8"))
+            try:
+                os.link(temporary, path)  # unlike a rename, it replaces nothing
+            except FileExistsError:
+                raise UsageError(
+                    f"{path.name} exists, and {what} replaces no file. Fix: choose another name."
+                ) from None
+            except (OSError, NotImplementedError, AttributeError):  # a file system without links
+                path.open("xb").close()
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
 
 
 @contextmanager
