@@ -30,6 +30,10 @@ class DataError(LoraChatError):
     exit_code = 3
 
 
+class RefusedDataError(DataError):
+    """Training data that the audit refuses, by the policy of the recipe."""
+
+
 class TemplateError(LoraChatError):
     """A chat template that exceeds its limit of time, memory or text; no dialogue is the cause."""
 

@@ -20,6 +20,7 @@
 - serve: answer requests over HTTP
 - serve_admin: adapters that a running server loads and unloads
 - error_report: The message and the exit code of an error
+- error_pages: the pages of the docs that explain errors
 - eval: compare base and adapted model again
 - judge: compare replies of two models without knowing which is which
 - runs: list the runs in a folder

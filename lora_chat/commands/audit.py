@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lora_chat.commands.options import RECIPE_HELP, add_settings, add_start_consent
-from lora_chat.errors import DataError
+from lora_chat.errors import RefusedDataError
 from lora_chat.system.console import print_json, print_result
 
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     report, refuses = audit_recipe(recipe, options.to, as_json=options.json, accept_template=options.accept_template)
     print_json(report) if isinstance(report, dict) else print_result(report)
     if refuses:
-        raise DataError(
+        raise RefusedDataError(
             "The recipe refuses these findings, so `sft` would stop. "
             "Fix: change the data or the section `audit` of the recipe."
         )

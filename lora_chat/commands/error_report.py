@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lora_chat.commands.error_pages import find_page, format_page
 from lora_chat.commands.memory_advice import explain_out_of_memory
 from lora_chat.errors import ConsentError, IntegrityError, LoraChatError, StoppedError, explain_disk_error
 from lora_chat.system.bounded_call import is_rust_panic, rust_panic_message
@@ -20,20 +21,30 @@ class ErrorReport:
 
 
 def report_error(error: BaseException, command: str, arguments: Sequence[str]) -> ErrorReport | None:
-    """Return the report of an error that the user can fix, or None for a bug, which is printed with its traceback."""
+    """Return the report of an error that the user can fix, or None for a bug, which is printed with its traceback.
+
+    It ends with the page of the docs that explains the error, or with the command that gives consent.
+    """
+
+    def report(known: LoraChatError, last_line: str = "") -> ErrorReport:
+        page = find_page(known, command, arguments)
+        text = known.message if isinstance(known, ConsentError) else str(known)
+        lines = [text, format_page(page) if page else "", last_line]
+        return ErrorReport(known.exit_code, "\n".join(filter(None, lines)))
+
     if isinstance(error, ConsentError):
-        line = shlex.join(["lora-chat", *arguments, error.flag])
-        return ErrorReport(error.exit_code, f"{error.message}\nIf you trust it: {line}")
+        return report(error, f"If you trust it: {shlex.join(['lora-chat', *arguments, error.flag])}")
+    if isinstance(error, StoppedError):
+        return ErrorReport(error.exit_code, str(error), "")
     if isinstance(error, LoraChatError):
-        error = explain_out_of_memory(error, command) or error
-        return ErrorReport(error.exit_code, str(error), "" if isinstance(error, StoppedError) else "Error: ")
+        return report(explain_out_of_memory(error, command) or error)
     if isinstance(error, KeyboardInterrupt):
         return ErrorReport(128 + signal_number(error), "Stopped.", "")
     if isinstance(error, OSError):
         explained = explain_disk_error(error)
-        return ErrorReport(explained.exit_code, str(explained)) if explained else None
+        return report(explained) if explained else None
     if out_of_memory := explain_out_of_memory(error, command):
-        return ErrorReport(out_of_memory.exit_code, str(out_of_memory))
+        return report(out_of_memory)
     if is_rust_panic(error):
         text = f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}"
         return ErrorReport(IntegrityError.exit_code, text)

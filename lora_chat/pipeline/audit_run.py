@@ -8,7 +8,7 @@ from lora_chat.audit.report import AuditReport
 from lora_chat.config.plan import Plan
 from lora_chat.data.dataset import DialogueSet, leave_out_units
 from lora_chat.data.dialogue import Dialogue
-from lora_chat.errors import DataError
+from lora_chat.errors import RefusedDataError
 from lora_chat.evaluation.general.selection import SHIPPED_NAME
 from lora_chat.evaluation.questions import Question
 from lora_chat.pipeline.audit_data import audit_sets
@@ -64,7 +64,7 @@ def _remaining(dialogues: DialogueSet, numbers: Sequence[int], name: str, report
         return dialogues
     if len(numbers) == len(dialogues):
         kinds = ", ".join(f"audit.{kind}=warn" for kind in report.dropped)
-        raise DataError(
+        raise RefusedDataError(
             f"The audit leaves out all {len(numbers):,} {name} dialogues (of {format_left_out(report.dropped)}). "
             f"Fix: edit the dialogues, or do not drop them (--set {kinds.replace(', ', ' --set ')})."
         )

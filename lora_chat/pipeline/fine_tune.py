@@ -10,7 +10,7 @@ from lora_chat.audit.format import audit_summary, format_refusal
 from lora_chat.audit.report import AuditReport
 from lora_chat.config.plan import Plan, make_plan
 from lora_chat.config.recipe import Recipe
-from lora_chat.errors import DataError
+from lora_chat.errors import RefusedDataError
 from lora_chat.models.model_errors import explain_model_errors
 from lora_chat.models.sharded_forwards import first_process_computes
 from lora_chat.models.token_rows import merge_token_rows
@@ -229,7 +229,7 @@ def _prepare_and_audit(
     progress.enter_stage("auditing the dialogues")
     prepared, audit = audit_run(prepared, plan)
     if audit.is_refused:
-        raise DataError(format_refusal(audit, plan.audit))
+        raise RefusedDataError(format_refusal(audit, plan.audit))
     return prepared, audit
 
 
