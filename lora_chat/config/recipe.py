@@ -44,7 +44,7 @@ _MIN_RECITAL_REPLIES, _AUTO_RECITAL_REPLIES = 20, 100
 """Fewest and most replies of `evaluation.recital: auto`."""
 _MIN_RECITAL_WEIGHTS = 10_000_000
 """Smallest base, in weights, whose recital is measured by default."""
-ReporterName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+ReporterName = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "swanlab"]
 
 
 class BaseSection(StrictModel):
@@ -174,10 +174,11 @@ class OutputSection(StrictModel):
     """First part of the name of the run folder. By default it is the file name of the recipe."""
     tensorboard: bool = False
     """Whether TensorBoard events are written too (`pip install tensorboard`), as with `report_to: [tensorboard]`."""
-    report_to: Annotated[tuple[ReporterName, ...], Field(max_length=4), AfterValidator(check_unique)] = ()
+    report_to: Annotated[tuple[ReporterName, ...], Field(max_length=6), AfterValidator(check_unique)] = ()
     """Services that receive the metrics of each step and the settings of training, and no text of dialogues:
-    `tensorboard`, `wandb`, `mlflow` and `trackio`; each needs its package. All but `wandb` write into the run folder
-    unless the environment names a server; `wandb` needs a login or `WANDB_MODE=offline`, and writes beside the run."""
+    `tensorboard`, `wandb`, `mlflow`, `trackio`, `comet_ml` and `swanlab`; each needs its package. All but `wandb` write
+    into the run folder, `mlflow` and `trackio` unless the environment names a server; `wandb` needs a login or
+    `WANDB_MODE=offline`, and writes beside the run."""
 
     @property
     def reporters(self) -> tuple[ReporterName, ...]:

@@ -34,4 +34,5 @@
 - trainer: SFTTrainer with packed micro-batches
 - training_run: The input and the result of one training
 - triton_head: TRL's loss on a GPU with or without Triton
+- wandb_login: Whether wandb has a login
 """

@@ -93,6 +93,7 @@ def start_reporters(names: Sequence[str], folder: Path, *, continues: bool = Fal
 
     `continues` takes up the runs of the services that the folder names. Transformers uses a run that is already active.
     """
+    folder = folder.absolute()  # services write addresses of files
     ids = _read_ids(folder) if continues else {}
     for reporter in find_reporters(names):
         _check_folder(reporter, folder)

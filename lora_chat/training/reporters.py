@@ -7,26 +7,42 @@ prevent it. By default everything stays in the run folder; only wandb without `W
 user names in the environment get anything over the network. No variable comes from a recipe.
 """
 
-import netrc
 import os
 from collections.abc import Callable, Mapping, Sequence
-from configparser import ConfigParser
-from configparser import Error as ConfigError
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
-from lora_chat.errors import MissingPackageError, UnavailableError
+from lora_chat.errors import MissingPackageError
+from lora_chat.training.wandb_login import check_wandb_login
 
 _PROJECT = "lora-chat"
-_WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""Hosts of wandb's own service, in older and newer versions."""
-
 _MLFLOW_TAGS = {"mlflow.source.name": "lora-chat", "mlflow.source.git.commit": "-", "mlflow.source.git.branch": "-"}
 """Tags in place of the path of the program and the state of its git repository, which MLflow would send."""
+
+_COMET_CONTENTS = (
+    "log_code",
+    "log_graph",
+    "parse_args",
+    "log_git_metadata",
+    "log_git_patch",
+    "log_env_details",
+    "log_env_gpu",
+    "log_env_host",
+    "log_env_cpu",
+    "log_env_network",
+    "log_env_disk",
+    "auto_output_logging",
+    "auto_param_logging",
+    "auto_metric_logging",
+    "auto_log_co2",
+)
+"""Settings of Comet that send facts about the machine, the command, the code or the terminal's output."""
+_SWANLAB_CONTENTS = ("hardware", "runtime", "requirements", "conda", "git", "monitor")
+"""Settings of SwanLab that send facts about the machine, the command or the code."""
 
 
 @dataclass(frozen=True)
@@ -68,44 +84,6 @@ def _default_mlflow_folder(folder: Path) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": uri, "_MLFLOW_SERVER_ARTIFACT_ROOT": (base / "artifacts").as_uri()}
 
 
-def _check_wandb() -> None:
-    """Raise UnavailableError if wandb would ask for a login."""
-    if not _has_wandb_login():
-        raise UnavailableError(
-            "output.report_to names wandb, which has no login on this machine. Fix: wandb login, or set WANDB_API_KEY, "
-            "or set WANDB_MODE=offline, which writes files beside the run."
-        )
-
-
-def _has_wandb_login() -> bool:
-    """Return whether wandb is offline or finds a key in the environment, in ~/.netrc or in its own settings."""
-    settings = _read_wandb_settings()
-    mode = os.environ.get("WANDB_MODE") or settings.get("mode", "")
-    if mode in ("offline", "disabled", "dryrun") or settings.get("api_key"):
-        return True
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "").hostname
-    hosts = _WANDB_HOSTS if host in (None, *_WANDB_HOSTS) else (host,)
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for name in names:
-        with suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):
-            known_hosts = netrc.netrc(Path(name).expanduser()).hosts
-            if any(known in known_hosts for known in hosts):
-                return True
-    return False
-
-
-def _read_wandb_settings() -> dict[str, str]:
-    """Return the user's own settings of wandb; none if the file is missing or damaged."""
-    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
-    parser = ConfigParser(interpolation=None)
-    with suppress(OSError, ConfigError, ValueError, RuntimeError):
-        parser.read(Path(folder).expanduser() / "settings", encoding="utf-8")
-        return dict(parser["default"]) if "default" in parser else {}
-    return {}
-
-
 def _start_wandb(wandb: ModuleType, name: str, earlier: str | None) -> object:
     """Start or continue a run of wandb, and return its id."""
     continued = {"id": earlier, "resume": "allow"} if earlier else {}
@@ -117,6 +95,43 @@ def _start_mlflow(mlflow: ModuleType, name: str, earlier: str | None) -> object:
     run = mlflow.start_run(run_id=earlier) if earlier else mlflow.start_run(run_name=name, tags=_MLFLOW_TAGS)
     os.environ.pop("MLFLOW_RUN_ID", None)  # Transformers would start the run of this id a second time
     return run.info.run_id
+
+
+def _end(experiment: Any) -> None:
+    """End an experiment of Comet, if there is one."""
+    if experiment is not None:
+        experiment.end()
+
+
+def _start_comet(comet: ModuleType, name: str, earlier: str | None) -> object:
+    """Start or continue an offline experiment of Comet without facts about the machine, and return its key."""
+    config = comet.ExperimentConfig(
+        name=name,
+        display_summary_level=0,
+        offline_directory=os.environ["COMET_OFFLINE_DIRECTORY"],
+        **dict.fromkeys(_COMET_CONTENTS, False),
+    )
+    options = {"experiment_key": earlier, "mode": "get_or_create"} if earlier else {}
+    project = os.environ.get("COMET_PROJECT_NAME") or _PROJECT
+    return comet.start(online=False, project_name=project, experiment_config=config, **options).get_key()
+
+
+def _start_swanlab(swanlab: ModuleType, name: str, earlier: str | None) -> object:
+    """Start or continue an offline run of SwanLab without facts about the machine, and return its id."""
+    settings = swanlab.Settings(
+        interactive=False,
+        probe=swanlab.Settings.Probe(**dict.fromkeys(_SWANLAB_CONTENTS, False)),
+        terminal=swanlab.Settings.Terminal(proxy_type="none"),  # the terminal shows replies
+    )
+    run = swanlab.init(
+        project=os.environ.get("SWANLAB_PROJECT") or _PROJECT,
+        name=name,
+        mode="offline",
+        log_dir=os.environ["SWANLAB_LOG_DIR"],
+        settings=settings,
+        **({"id": earlier, "resume": "allow"} if earlier else {}),
+    )
+    return run.id
 
 
 REPORTERS = (
@@ -141,7 +156,7 @@ REPORTERS = (
             "WANDB__DISABLE_META": "true",  # the command may contain a system message
         },
         defaults=lambda folder: {"WANDB_PROJECT": _PROJECT, "WANDB_SILENT": "true"},
-        check=_check_wandb,
+        check=check_wandb_login,
         start=_start_wandb,
         finish=lambda wandb, failed: wandb.finish(exit_code=int(failed)),
         is_in_run=False,
@@ -160,6 +175,28 @@ REPORTERS = (
         note=lambda mlflow, name, text: mlflow.set_tag(name, text),
     ),
     Reporter("trackio", ("trackio",), defaults=lambda folder: {"TRACKIO_DIR": str(folder / "trackio")}),
+    Reporter(
+        "comet_ml",
+        ("comet_ml",),
+        required=lambda folder: {
+            "COMET_OFFLINE_DIRECTORY": str(folder / "comet_ml"),
+            "COMET_START_ONLINE": "false",
+            "COMET_MODE": "get_or_create",  # Transformers takes the experiment that is already running
+            "COMET_LOG_ASSETS": "FALSE",
+        },
+        defaults=lambda folder: {"COMET_LOGGING_CONSOLE": "ERROR"},
+        start=_start_comet,
+        finish=lambda comet, failed: _end(comet.get_running_experiment()),
+        note=lambda comet, name, text: comet.get_running_experiment().log_other(name, text),
+    ),
+    Reporter(
+        "swanlab",
+        ("swanlab",),
+        required=lambda folder: {"SWANLAB_LOG_DIR": str(folder / "swanlab"), "SWANLAB_MODE": "offline"},
+        start=_start_swanlab,
+        finish=lambda swanlab, failed: swanlab.finish(),
+        note=lambda swanlab, name, text: swanlab.config.update({name: text}),
+    ),
 )
 """The services that `output.report_to` can name."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
@@ -300,6 +301,104 @@ def test_a_received_run_does_not_choose_the_run_of_the_service(fake_wandb, tmp_p
     (tmp_path / "reporters.json").write_text('{"wandb": "victim"}')
     start_reporters(["wandb"], tmp_path)
     assert "id" not in sys.modules["wandb"].RECEIVED[-1][1]
+
+
+@pytest.mark.parametrize("has_database", [True, False])
+def test_a_relative_run_folder_has_absolute_addresses(tmp_path, monkeypatch, has_database):
+    (tmp_path / "runs" / "k-1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    run = type("Run", (), {"info": type("Info", (), {"run_id": "m1"})})
+    monkeypatch.setitem(sys.modules, "mlflow", type("mlflow", (), {"start_run": lambda **options: run}))
+    monkeypatch.setattr(reporters, "find_spec", lambda module: has_database or None)
+    for name in ("MLFLOW_TRACKING_URI", "_MLFLOW_SERVER_ARTIFACT_ROOT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    start_reporters(["mlflow"], Path("runs/k-1"))
+    assert f"{tmp_path}/runs/k-1/mlflow" in os.environ["MLFLOW_TRACKING_URI"]
+    assert os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] == (tmp_path / "runs/k-1/mlflow/artifacts").as_uri()
+
+
+class Recorder:
+    """A package that records the options of its functions."""
+
+    def __init__(self, **attributes):
+        self.calls = []
+        self.__dict__.update(attributes)
+
+    def record(self, name, result=None):
+        def call(**options):
+            self.calls.append((name, options))
+            return result if result is not None else options
+
+        return call
+
+
+def start_fake(name, module, tmp_path, monkeypatch, continues=False):
+    """Start a service with a fake package, and return the ids of its run."""
+    run = tmp_path / "run-1"
+    run.mkdir(exist_ok=True)
+    monkeypatch.setitem(sys.modules, name, module)
+    for variable in next(reporter for reporter in REPORTERS if reporter.name == name).required(run):
+        monkeypatch.setenv(variable, "changed by the user")
+    start_reporters([name], run, continues=continues)
+    return json.loads((run / "reporters.json").read_text())
+
+
+def test_comet_stays_offline_and_gets_no_facts_about_the_machine(tmp_path, monkeypatch):
+    comet = Recorder()
+    comet.ExperimentConfig = comet.record("config")
+    comet.start = comet.record("start", type("Experiment", (), {"get_key": lambda self: "k1"})())
+    assert start_fake("comet_ml", comet, tmp_path, monkeypatch) == {"comet_ml": "k1"}
+    (_, config), (_, start) = comet.calls
+    assert config["offline_directory"] == str(tmp_path / "run-1" / "comet_ml")
+    named = {name for name in config if name.startswith(("log_", "auto_", "parse_"))}
+    assert len(named) == 15
+    assert not any(config[name] for name in named)
+    assert start["online"] is False
+    assert "experiment_key" not in start
+    start_fake("comet_ml", comet, tmp_path, monkeypatch, continues=True)
+    assert comet.calls[-1][1]["experiment_key"] == "k1"
+
+
+def test_swanlab_stays_offline_and_gets_no_facts_about_the_machine(tmp_path, monkeypatch):
+    swanlab = Recorder()
+    swanlab.Settings = lambda **options: options
+    swanlab.Settings.Probe = swanlab.Settings.Terminal = dict
+    swanlab.init = swanlab.record("init", type("Run", (), {"id": "s1"})())
+    assert start_fake("swanlab", swanlab, tmp_path, monkeypatch) == {"swanlab": "s1"}
+    ((_, init),) = swanlab.calls
+    assert (init["mode"], init["log_dir"]) == ("offline", str(tmp_path / "run-1" / "swanlab"))
+    assert not any(init["settings"]["probe"].values())
+    assert init["settings"]["terminal"] == {"proxy_type": "none"}
+    start_fake("swanlab", swanlab, tmp_path, monkeypatch, continues=True)
+    assert (swanlab.calls[-1][1]["id"], swanlab.calls[-1][1]["resume"]) == ("s1", "allow")
+
+
+def test_every_service_is_guarded_and_can_be_named_together():
+    from lora_chat.training.callbacks.reporter_guard import GUARDED
+
+    assert sorted(GUARDED.values()) == sorted(NAMES)
+    assert OutputSection(report_to=tuple(NAMES)).reporters == tuple(NAMES)
+
+
+@pytest.mark.skipif(not os.environ.get("LORA_CHAT_ALL_BASES"), reason="on demand, with the packages that are installed")
+@pytest.mark.parametrize("reporter", REPORTERS, ids=NAMES)
+def test_a_real_package_records_the_run_without_dialogues(reporter, cache_home, tmp_path, monkeypatch, capsys):
+    for name in reporter.modules[:1]:
+        pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = [f"output.directory={tmp_path}/runs", f"output.report_to=[{reporter.name}]"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["sft", "recipes/smoke.yaml", "--json", *words]) == 0
+    out = capsys.readouterr()
+    assert len(out.out.splitlines()) == 1
+    assert "failed and gets no more metrics" not in out.err
+    files = [path for path in reporter.locate(tmp_path / "runs" / "smoke-1").rglob("*") if path.is_file()]
+    assert files
+    raw = b"".join(path.read_bytes() for path in files)
+    for line in open("recipes/smoke/dialogues.jsonl", encoding="utf-8"):  # noqa: PTH123, SIM115
+        for message in json.loads(line)["messages"]:
+            assert len(message["content"]) < 12 or message["content"].encode() not in raw
 
 
 @pytest.mark.skipif(not os.environ.get("LORA_CHAT_ALL_BASES"), reason="on demand")

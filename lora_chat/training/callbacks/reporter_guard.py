@@ -15,11 +15,13 @@ logger = logging.getLogger(__name__)
 
 _LOCAL = "tensorboard"
 """Service that writes only files of the run, whose failures end the training like those of other files."""
-_GUARDED = {
+GUARDED = {
     "TensorBoardCallback": _LOCAL,
     "WandbCallback": "wandb",
     "MLflowCallback": "mlflow",
     "TrackioCallback": "trackio",
+    "CometCallback": "comet_ml",
+    "SwanLabCallback": "swanlab",
 }
 """Classes of Transformers' integrations, and the names of their services."""
 
@@ -89,7 +91,7 @@ def guard_integrations(trainer: "Trainer") -> list[ReporterGuard]:
     callbacks = trainer.callback_handler.callbacks
     guards = []
     for number, callback in enumerate(callbacks):
-        name = _GUARDED.get(type(callback).__name__)
+        name = GUARDED.get(type(callback).__name__)
         if name is not None:
             guards.append(ReporterGuard(callback, name))
             callbacks[number] = guards[-1]
