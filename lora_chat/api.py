@@ -71,15 +71,17 @@ def fine_tune(
     accept_changes: Collection[str] = (),
     accept_template: bool = False,
     adopt: bool = False,
+    catch_signals: bool = False,
 ) -> "FineTuneResult":
     """Fine-tune a base and compare it with the adapted model.
 
     `resume` continues a run, or with True the newest run of the recipe; `accept_changes` names settings that may
     differ from it, such as `training.epochs`. `on_progress` receives a ProgressEvent for each stage, message and step.
     An error that it raises stops the run after a checkpoint and reaches the caller. Ctrl-C raises KeyboardInterrupt at
-    once; its message says how to continue from the last checkpoint.
+    once; its message says how to continue from the last checkpoint. With `catch_signals`, for which handlers are
+    installed during training, Ctrl-C and SIGTERM stop after the present step with a checkpoint and raise StoppedError.
     """
-    with api_call("fine_tune"):
+    with api_call("fine_tune", catches_signals=catch_signals):
         from lora_chat.in_process.arguments import read_recipe_like
         from lora_chat.in_process.run import run_fine_tuning
 

@@ -36,16 +36,24 @@ def report_error(error: BaseException, command: str, arguments: Sequence[str]) -
         return report(error, f"If you trust it: {shlex.join(['lora-chat', *arguments, error.flag])}")
     if isinstance(error, StoppedError):
         return ErrorReport(error.exit_code, str(error), "")
-    if isinstance(error, LoraChatError):
-        return report(explain_out_of_memory(error, command) or error)
     if isinstance(error, KeyboardInterrupt):
         return ErrorReport(128 + signal_number(error), "Stopped.", "")
+    explained = explain_error(error, command)
+    return report(explained) if explained else None
+
+
+def explain_error(error: BaseException, command: str) -> LoraChatError | None:
+    """Return an error as one that the user can fix, or None for a bug and for Ctrl-C."""
+    if isinstance(error, LoraChatError):
+        return explain_out_of_memory(error, command) or error
     if isinstance(error, OSError):
-        explained = explain_disk_error(error)
-        return report(explained) if explained else None
+        return explain_disk_error(error)
+    if isinstance(error, KeyboardInterrupt):
+        return None
     if out_of_memory := explain_out_of_memory(error, command):
-        return report(out_of_memory)
+        return out_of_memory
     if is_rust_panic(error):
-        text = f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}"
-        return ErrorReport(IntegrityError.exit_code, text)
+        return IntegrityError(
+            f"A library failed on a file that is damaged or made to break it: {rust_panic_message(error)}"
+        )
     return None

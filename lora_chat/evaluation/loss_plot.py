@@ -1,6 +1,7 @@
 """The plot of training and validation loss."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,7 +69,10 @@ def _smooth(points: list[tuple[int, float]], width: int = 9) -> list[tuple[int, 
 
 @contextmanager
 def _outside_working_directory() -> Iterator[None]:
-    """Change to the root folder during the block, because a library reads settings from the working directory."""
+    """Change to the root folder while matplotlib is imported, because it reads settings from the working directory."""
+    if "matplotlib" in sys.modules:
+        yield
+        return
     before = None
     with suppress(OSError):  # the folder may have been deleted
         before = os.getcwd()  # noqa: PTH109

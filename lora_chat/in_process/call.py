@@ -4,7 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lora_chat.errors import InUseError
+from lora_chat.commands.error_report import explain_error
+from lora_chat.errors import ConsentError, InUseError
 from lora_chat.in_process.library_state import quiet_libraries
 from lora_chat.in_process.process_state import (
     protected_environment,
@@ -14,11 +15,15 @@ from lora_chat.in_process.process_state import (
 from lora_chat.system.signals import unchanged_handlers
 
 _lock = threading.Lock()
+_COMMANDS = {"fine_tune": "sft", "load": "chat", "evaluate": "eval", "inspect_data": "data"}
+"""Names of the commands that do the same as functions with other names."""
+_ARGUMENTS = {"--adopt": "adopt=True", "--accept-template": "accept_template=True"}
+"""Arguments of the functions by the flags of the commands."""
 
 
 @contextmanager
-def api_call(name: str) -> Iterator[None]:
-    """Run a call of the Python API. Raise InUseError if another call is running in this process."""
+def api_call(name: str, *, catches_signals: bool = False) -> Iterator[None]:
+    """Run a call of the Python API and restore the process. Raise InUseError while another call is running."""
     if not _lock.acquire(blocking=False):
         raise InUseError(
             f"Another call of lora_chat is running in this process, so {name} cannot start. "
@@ -26,12 +31,27 @@ def api_call(name: str) -> Iterator[None]:
         )
     try:
         with (
-            unchanged_handlers(),
+            unchanged_handlers(except_in_training=catches_signals),
             protected_environment(name),
             restored_random_numbers(),
             restored_accelerate(),
             quiet_libraries(),
+            explained_errors(_COMMANDS.get(name, name)),
         ):
             yield
     finally:
         _lock.release()
+
+
+@contextmanager
+def explained_errors(command: str) -> Iterator[None]:
+    """Raise errors that the user can fix as the command line prints them: lack of memory, a full disk, consent."""
+    try:
+        yield
+    except ConsentError as error:
+        raise ConsentError(error.message, _ARGUMENTS.get(error.flag, error.flag)) from error
+    except BaseException as error:
+        explained = explain_error(error, command)
+        if explained is None or explained is error:
+            raise
+        raise explained from error

@@ -15,6 +15,8 @@ _is_leaving = False
 """Whether the command is ending, so that later signals have no effect."""
 _is_users_program = False
 """Whether the work is a call of the Python API, whose process belongs to the user."""
+_may_catch = True
+"""Whether training may install handlers."""
 
 
 class SignalInterrupt(KeyboardInterrupt):
@@ -58,19 +60,22 @@ def first_received_signal() -> int:
 
 
 @contextmanager
-def unchanged_handlers() -> Iterator[None]:
-    """Install no handlers until the block ends, because the signals belong to the user's program."""
-    global _is_users_program
-    _is_users_program = True
+def unchanged_handlers(*, except_in_training: bool = False) -> Iterator[None]:
+    """Install no handlers until the block ends, because the signals belong to the user's program.
+
+    With `except_in_training`, the user has asked that a signal stops training after the present step.
+    """
+    global _is_users_program, _may_catch
+    _is_users_program, _may_catch = True, except_in_training
     try:
         yield
     finally:
-        _is_users_program = False
+        _is_users_program, _may_catch = False, True
 
 
 def may_install_handlers() -> bool:
-    """Return whether handlers may be installed for a time."""
-    return not _is_users_program
+    """Return whether training may install handlers."""
+    return _may_catch
 
 
 def signal_number(error: KeyboardInterrupt) -> int:

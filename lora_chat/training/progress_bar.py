@@ -1,5 +1,6 @@
 """Progress of training for people: a live bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -99,10 +100,18 @@ class HiddenView(_LocalView):
 
 
 def open_progress_view() -> ProgressView:
-    """Return a bar if stderr is a terminal, and plain lines otherwise."""
+    """Return a bar if stderr is a terminal that can redraw a line, and plain lines otherwise."""
     if not current_group().is_first:
         return HiddenView()
-    return BarView() if is_terminal(sys.stderr) else LineView()
+    return BarView() if is_terminal(sys.stderr) and not _is_notebook_cell() else LineView()
+
+
+def _is_notebook_cell() -> bool:
+    """Return whether a cell of Jupyter started this command: its terminal shows control codes as text or ignores them.
+
+    `!command` in a cell runs in a pseudo terminal. jupyter_client sets the variable for kernels.
+    """
+    return "JPY_PARENT_PID" in os.environ
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,202 @@
+"""The Python API: the examples of its page, and a process that its calls leave unchanged."""
+
+import asyncio
+import contextlib
+import doctest
+import io
+import logging
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import lora_chat
+from lora_chat.system.library_settings import CHATTY_LIBRARIES, ENVIRONMENT
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "data.validation_share": 0.0,
+    "evaluation.samples": 0,
+    "evaluation.replies": 0,
+    "checkpoint.every_steps": 1,
+    "quantization.dtype": "float32",  # another precision than that of the examples
+}
+
+
+def process_state():
+    """Return everything that a call may change in the process, in a form that can be compared."""
+    import accelerate.state
+    import huggingface_hub.constants as hub
+    import matplotlib
+    import numpy as np
+    import torch
+    import transformers.utils.logging
+
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return {
+        "environment": dict(os.environ),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "path": list(sys.path),
+        "kernels": sys.modules.get("kernels", "absent"),
+        "hooks": (sys.excepthook, threading.excepthook, sys.stdout, sys.stderr, warnings.showwarning),
+        "warnings": list(warnings.filters),
+        "loggers": {
+            name: (
+                logging.getLogger(name).level,
+                logging.getLogger(name).handlers[:],
+                logging.getLogger(name).propagate,
+            )
+            for name in (None, "lora_chat", *CHATTY_LIBRARIES)
+        },
+        "disabled": logging.root.manager.disable,
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "torch": (
+            torch.get_default_dtype(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_grad_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.benchmark,
+            torch.is_autocast_enabled("cpu"),
+        ),
+        "random": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
+        "umask": umask,
+        "folder": Path.cwd(),
+        "matplotlib": dict(matplotlib.rcParams),
+        "hub": (hub.HF_HUB_DISABLE_TELEMETRY, hub.HF_HUB_DISABLE_XET, hub.HF_HUB_DISABLE_PROGRESS_BARS),
+        "bars": transformers.utils.logging.is_progress_bar_enabled(),
+        "accelerate": dict(accelerate.state.AcceleratorState._shared_state),
+        "partial state": dict(accelerate.state.PartialState._shared_state),
+        "limits": resource.getrlimit(resource.RLIMIT_DATA),
+    }
+
+
+@pytest.fixture(scope="module")
+def examples(cache_home, warm_exporters, tmp_path_factory):
+    """Run the examples of docs/api.md in an ordinary process; return its state before and after, and their names."""
+    import huggingface_hub.constants
+    import matplotlib
+    import transformers.integrations.hub_kernels
+    import transformers.utils.logging
+
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(output):
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        for name in (*ENVIRONMENT, "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            patch.delenv(name, raising=False)
+        patch.delitem(sys.modules, "kernels", raising=False)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+        patch.setattr(transformers.utils.logging, "_tqdm_active", True)
+        patch.setattr(transformers.integrations.hub_kernels, "_kernels_enabled", True)
+        patch.setitem(matplotlib.rcParams, "backend", "svg")
+        test = doctest.DocTestParser().get_doctest(
+            (ROOT / "docs/api.md").read_text(encoding="utf-8"), {}, "docs/api.md", None, 0
+        )
+        report = io.StringIO()
+        runner = doctest.DocTestRunner()
+        before = process_state()
+        failures = runner.run(test, out=report.write, clear_globs=False).failed
+        after = process_state()
+        yield SimpleNamespace(
+            names=test.globs,
+            failures=failures,
+            report=report.getvalue(),
+            before=before,
+            after=after,
+            output=output,
+            count=len(test.examples),
+        )
+
+
+def test_examples_of_the_page_run(examples):
+    assert examples.failures == 0, examples.report
+    assert examples.count > 25
+
+
+def test_every_public_name_exists_and_is_typed():
+    source = (ROOT / "lora_chat/__init__.py").read_text(encoding="utf-8")
+    typed = re.findall(r"^    from \S+ import (\w+) as \1$", source, re.MULTILINE)
+    assert sorted(["__version__", *typed]) == sorted(lora_chat.__all__)
+    assert {name: callable(getattr(lora_chat, name)) for name in typed} == dict.fromkeys(typed, True)
+    assert set(lora_chat.__all__) <= set(dir(lora_chat))
+    with pytest.raises(AttributeError, match="no attribute 'fine_tunes'"):
+        lora_chat.fine_tunes  # noqa: B018
+
+
+def test_import_is_quick_and_imports_no_library():
+    code = "import lora_chat, sys, time; print(time.process_time(), {'torch', 'pydantic', 'numpy'} & {*sys.modules})"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout
+    seconds, modules = printed.split(" ", 1)
+    assert modules == "set()\n"
+    assert float(seconds) < 1.0  # of the whole process, with other programs on the machine; 0.03 s without them
+
+
+def test_calls_leave_the_process_unchanged(examples):
+    for name, before in examples.before.items():
+        assert examples.after[name] == before, name
+    assert examples.output.getvalue() == ""
+
+
+class CallbackError(Exception):
+    """An error of the user's function."""
+
+
+def test_a_stopped_run_continues_in_a_thread_and_in_an_event_loop(examples, tmp_path, monkeypatch):
+    """Ctrl-C, an error of the user's function in a thread, and the rest of the run inside a running event loop."""
+    from lora_chat.training.callbacks.metrics import MetricsCallback
+
+    monkeypatch.chdir(tmp_path)
+    recipe = lora_chat.Recipe.read("smoke", {"output.directory": tmp_path, "output.name": "small", **SMALL})
+    seen = {}
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCallback, "on_step_end", interrupt)
+        with pytest.raises(KeyboardInterrupt, match=r"checkpoint of step 1 is saved.*\n?.*resume='small-1'") as stopped:
+            lora_chat.fine_tune(recipe)
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".part", ".tmp"))]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stopped.value.__cause__ is None
+
+    def fail_at_the_third_step(event):
+        seen.setdefault("kernels", sys.modules["kernels"])
+        seen.setdefault("telemetry", os.environ["HF_HUB_DISABLE_TELEMETRY"])
+        if event.step == 2:
+            with pytest.raises(lora_chat.InUseError, match="plan cannot start"):
+                lora_chat.plan(recipe)
+            raise CallbackError("enough")
+
+    async def run_in_a_thread():
+        with pytest.raises(CallbackError, match="enough") as failed:
+            await asyncio.to_thread(
+                lora_chat.fine_tune, recipe, resume=str(tmp_path / "small-1"), on_progress=fail_at_the_third_step
+            )
+        return failed.value
+
+    error = asyncio.run(run_in_a_thread())
+    assert "its checkpoint is saved" in str(error.__cause__)
+    assert "Continue: fine_tune(recipe, resume='small-1')" in str(error.__cause__)
+    assert seen == {"kernels": None, "telemetry": "1"}
+
+    async def finish():
+        return lora_chat.fine_tune(recipe, resume=tmp_path / "small-1")
+
+    result = asyncio.run(finish())
+    assert result.steps == 4
+    assert result.verdict.word == "not measured"
+    assert lora_chat.fine_tune(recipe, resume=result.run).figures == result.figures  # it is finished
