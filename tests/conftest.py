@@ -73,9 +73,13 @@ def pytest_collection_modifyitems(items):
     items[:] = first + rest[:half] + second + rest[half:]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish():
     """Collect garbage again when the tests begin, but never that of the collection, which made none."""
+    from tests.fork_server import fork_server_from_here
+
     gc.freeze()
+    fork_server_from_here()
     gc.enable()
 
 
@@ -147,9 +151,7 @@ def warm_workers(cache_home, tmp_path_factory):
     """Return workers that start without imports; tests put `run` in place of `run_worker`."""
     from tests.warm_worker import WarmWorkers
 
-    workers = WarmWorkers(tmp_path_factory.mktemp("workers"))
-    yield workers
-    workers.close()
+    return WarmWorkers(tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")

@@ -1,48 +1,22 @@
 """Wrong input gives one message with the exit code of its kind, and leaves no run."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
+import runpy
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
-# Runs many commands in one process, because each process would import torch again. The last one is run as
-# `python -m lora_chat` would, and ends the process with its exit code.
-DRIVER = """
-import contextlib, io, json, runpy, sys, traceback
 from lora_chat.cli import main
-commands = json.loads(sys.argv[1])
-last = commands.pop("shell")
-for name, arguments in commands.items():
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(arguments)
-        except SystemExit as error:
-            code = error.code
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-    print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
-print("shell", flush=True)
-sys.argv[1:] = last
-runpy.run_module("lora_chat", run_name="__main__", alter_sys=True)
-"""
-# Writes the files of a run that ended before its adapter was saved.
-PLAN = """
-import sys
-from pathlib import Path
-from lora_chat.system.hardware import Hardware
+from lora_chat.config.load import format_recipe_yaml, read_recipe
 from lora_chat.config.plan import make_plan
-from lora_chat.config.load import read_recipe, format_recipe_yaml
-recipe, run = read_recipe(sys.argv[1]), Path(sys.argv[2])
-(run / "recipe.yaml").write_text(format_recipe_yaml(recipe))
-(run / "plan.json").write_text(make_plan(recipe, Hardware("cpu", "", 0, False, 1)).model_dump_json())
-"""
+from lora_chat.system.hardware import Hardware
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "smoke.yaml"
 
 
 def row(question="q", answer="a"):
@@ -141,25 +115,17 @@ def filled(text, folder):
     return text.replace("{data}", f"{folder}/chats.jsonl").replace("{questions}", f"{folder}/questions.jsonl")
 
 
-def environment(cache_home):
-    return os.environ | {
-        "XDG_CACHE_HOME": str(cache_home),
-        "HF_HOME": str(cache_home / "hub"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     (work / "folder").mkdir()
     (work / "folder" / "notes.txt").write_text("not a run")
     (work / "early-1").mkdir()
-    smoke = subprocess.run(
-        [sys.executable, "-c", PLAN, str(SMOKE), str(work / "early-1")], capture_output=True, text=True
-    )
-    assert smoke.returncode == 0, smoke.stderr
+    # The files of a run that ended before its adapter was saved.
+    recipe = read_recipe(SMOKE)
+    (work / "early-1" / "recipe.yaml").write_text(format_recipe_yaml(recipe))
+    plan = make_plan(recipe, Hardware("cpu", "", 0, False, 1))
+    (work / "early-1" / "plan.json").write_text(plan.model_dump_json())
     return work
 
 
@@ -167,19 +133,33 @@ def work(tmp_path_factory):
 def outcomes(cache_home, work):
     commands = {name: make_case(work / name.replace(" ", "-"), case) for name, case in CASES.items()}
     commands |= {name: arguments for name, (arguments, _, _) in OTHERS.items()}
-    commands["shell"] = make_case(work / "shell", MALFORMED)
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        cwd=work,
-        env=environment(cache_home),
-        timeout=240,
-    )
-    outputs, ended, shell_output = done.stdout.partition("shell\n")
-    assert ended, done.stderr
-    shell = [done.returncode, shell_output, done.stderr]
-    return {name: rest for name, *rest in map(json.loads, outputs.splitlines())} | {"shell": shell}
+    outcomes = {name: call(work, lambda words=words: main(words)) for name, words in commands.items()}
+    return outcomes | {"shell": call(work, lambda: run_module(make_case(work / "shell", MALFORMED)))}
+
+
+def run_module(words):
+    """Run a command as `python -m lora_chat` would, which ends with its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lora_chat", *words])
+        patch.setattr(sys, "path", ["", *sys.path])
+        runpy.run_module("lora_chat", run_name="__main__")
+
+
+def call(folder, run):
+    """Run a command in this process, in a folder and without the hub. Return its exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        try:
+            code = run()
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    return code, out.getvalue(), err.getvalue()
 
 
 def check(code, out, err, expected_code, messages):

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -249,9 +251,10 @@ def test_resumed_run_keeps_its_decisions(run, tmp_path, monkeypatch):
     assert after["training"]["micro_batch_tokens"] == chosen
 
 
-# Runs each line of its input as a command in a fork of a worker that has imported the libraries.
+# Runs each line of its input as a command in a fork. A fork of the tests would have the memory of all their modules.
 LOW_MEMORY_DRIVER = """
 import json, os, sys
+import bitsandbytes, peft, torch, trl.trainer.sft_trainer
 from lora_chat.planning import local_device
 from lora_chat.system import memory_limit
 local_device.free_memory_bytes = memory_limit.free_memory_bytes = lambda: 350_000_000
@@ -272,7 +275,7 @@ for line in sys.stdin:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
-def test_refused_runs_do_fail_without_the_plan(warm_workers, tmp_path):
+def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):
     """Simulates a machine with 350 MB of free memory; the micro-batches have up to 50 dialogues."""
     pairs = [
         ({"role": "user", "content": f"{i} " * 75}, {"role": "assistant", "content": f"{i}b " * 120}) for i in range(70)
@@ -295,10 +298,10 @@ def test_refused_runs_do_fail_without_the_plan(warm_workers, tmp_path):
     for number, changed in enumerate(({}, {"training.memory": "unlimited"}, {"training.micro_batch_tokens": "auto"})):
         words = [word for key, value in (settings | changed).items() for word in ("--set", f"{key}={value}")]
         commands.append((["sft", "recipes/smoke.yaml", *words], str(tmp_path / f"said-{number}")))
-    driver = tmp_path / "driver.py"
-    driver.write_text(LOW_MEMORY_DRIVER)
     lines = "".join(json.dumps(command) + "\n" for command in commands)
-    done = warm_workers.run(driver, [str(ROOT)], stdin=lines, timeout=280)
+    driver = [sys.executable, "-c", LOW_MEMORY_DRIVER, str(ROOT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(driver, input=lines, capture_output=True, text=True, env=environment, timeout=280)
     outputs = [Path(path).read_text() for _, path in commands]
     assert done.stdout.split() == ["5", "5", "0"], (done.stderr, outputs)
     assert "The run does not fit" in outputs[0]

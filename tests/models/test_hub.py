@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm_worker import WarmWorkers
-
 pytestmark = (
     pytest.mark.slow
 )  # each look at the hub is a separate process, because `huggingface_hub` reads its settings once
@@ -19,6 +17,8 @@ environment = json.loads(sys.argv[3])
 for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
     del os.environ[name]
 os.environ.update(environment)
+for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]  # it reads the variables when it is imported
 from lora_chat.errors import LoraChatError
 from lora_chat.models.base_model import find_base
 from lora_chat.config.recipe import BaseSection
@@ -39,7 +39,7 @@ print(json.dumps(found | {"notices": notices}))
 
 
 @pytest.fixture(scope="module")
-def hub(random_base, cache_home, tmp_path_factory):
+def hub(random_base, warm_workers, tmp_path_factory):
     """A fake hub with the repository friend/tiny, which also has a pickle and code, and the requests that it got."""
     folder = random_base("llama")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -84,18 +84,15 @@ def hub(random_base, cache_home, tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home = tmp_path_factory.mktemp("hub")
     (home / "find.py").write_text(FIND)
-    # The modules that these import include torch and not `huggingface_hub`.
-    workers = WarmWorkers(tmp_path_factory.mktemp("workers"), ("lora_chat.models.base_model",))
 
     def find(name, revision="", endpoint=f"http://127.0.0.1:{server.server_port}"):
         asked.clear()
         environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-        done = workers.run(home / "find.py", [name, revision, json.dumps(environment)], timeout=120)
+        done = warm_workers.run(home / "find.py", [name, revision, json.dumps(environment)], timeout=120)
         assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1]), list(asked)
 
     yield find
-    workers.close()
     server.shutdown()
 
 

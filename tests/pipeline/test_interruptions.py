@@ -3,57 +3,60 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 
+from lora_chat.cli import main
 from lora_chat.errors import StoppedError
 from lora_chat.models.bundled import find_bundled_base
 from lora_chat.pipeline.run_status import RunProgress
 from lora_chat.system.signals import SignalInterrupt, raise_on_signals
 from lora_chat.training.stop_request import catch_stop_signals
+from tests.fork_server import make_process
+from tests.warm_worker import run_in_folder
 
 
-def start(tmp_path, *settings):
-    find_bundled_base("tiny-random")
-    arguments = ["sft", "recipes/smoke.yaml", "--json", "--set", f"output.directory={tmp_path}"]
-    for setting in settings:
-        arguments += ["--set", setting]
-    return subprocess.Popen(
-        [sys.executable, "-m", "lora_chat", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-    )
+class Run:
+    """A run of the smoke recipe in its own process."""
 
+    def __init__(self, folder, *settings):
+        find_bundled_base("tiny-random")
+        self._streams = folder / "streams"
+        self._streams.mkdir()
+        words = [word for setting in (f"output.directory={folder}", *settings) for word in ("--set", setting)]
+        self._process = make_process(
+            run_in_folder, self._streams, main, ["sft", "recipes/smoke.yaml", "--json", *words]
+        )
+        self._process.start()
 
-def wait_for(process, text):
-    output = ""
-    for line in process.stderr:
-        output += line
-        if line.startswith(text):
-            return
-    raise AssertionError(f"{text!r} was not printed:\n{output}")
+    def send_signal_after(self, text, signal_number):
+        """Send a signal as soon as a line of stderr begins with a text."""
+        while not any(line.startswith(text) for line in self._read("stderr").splitlines()):
+            assert self._process.is_alive(), f"{text!r} was not printed:\n{self._read('stderr')}"
+            time.sleep(0.02)
+        os.kill(self._process.pid, signal_number)
 
+    def end(self, code):
+        """Return stderr; assert the exit code, an empty stdout and no traceback."""
+        self._process.join(120)
+        err = self._read("stderr")
+        assert self._process.exitcode == code, err
+        assert self._read("stdout") == ""
+        assert "Traceback" not in err
+        return err
 
-def readable_end(process, code):
-    """Return stderr; assert the exit code, an empty stdout and no traceback."""
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert out == ""
-    assert "Traceback" not in err
-    return err
+    def _read(self, name):
+        path = self._streams / name
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143)])
 def test_signal_in_training_saves_checkpoint_and_adapter(cache_home, tmp_path, signal_number, code):
-    process = start(tmp_path, "training.epochs=5000")
-    wait_for(process, "step 1/")
-    process.send_signal(signal_number)
-    err = readable_end(process, code)
+    process = Run(tmp_path, "training.epochs=5000")
+    process.send_signal_after("step 1/", signal_number)
+    err = process.end(code)
     assert "Stopped after step" in err
     assert "lora-chat chat" in err
     run = tmp_path / "smoke-1"
@@ -91,10 +94,9 @@ def test_suppressed_signal_stops_the_next_stage(handlers, signal_number):
 @pytest.mark.slow
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGHUP, 129)])
 def test_signal_before_training_prints_the_resume_command(cache_home, tmp_path, signal_number, code):
-    process = start(tmp_path)
-    wait_for(process, "Base ")
-    process.send_signal(signal_number)
-    err = readable_end(process, code)
+    process = Run(tmp_path)
+    process.send_signal_after("Base ", signal_number)
+    err = process.end(code)
     assert "There is no checkpoint yet" in err
     assert f"--resume {tmp_path / 'smoke-1'}" in err
     assert not (tmp_path / "smoke-1" / "adapter").exists()

@@ -17,7 +17,6 @@ from lora_chat.pipeline import machine_benchmark
 from lora_chat.planning.device import TargetDevice
 from lora_chat.planning.settings_search import PlanningProblem
 from lora_chat.system.hardware import Hardware
-from lora_chat.system.worker import run_worker
 
 FIGURES = dict.fromkeys(("rss", "loaded", "load", "step", "start", "read", "said", "prefill"), 1.0)
 MEASURED = [FIGURES, {**FIGURES, "step": 2.0}]
@@ -105,14 +104,14 @@ def test_does_not_benchmark_other_machines_and_gpus(job, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["4bit", *(pytest.param(mode, marks=ALL) for mode in ("none", "8bit"))])
 def test_worker_returns_all_measurements(job, monkeypatch, mode, warm_workers):
+    # A worker that starts as for a user is in tests/security/test_working_directory.py.
     plan, problem, base = job
     plan = plan.model_copy(update={"precision": plan.precision.model_copy(update={"mode": mode, "dtype": "bfloat16"})})
     requests = []
     monkeypatch.setattr(machine_benchmark, "_run_benchmark", lambda request: requests.append(request) or MEASURED)
     benchmark((plan, problem, base))
     request = requests[0] | {"layers": [1, 3]}
-    run = run_worker if mode == "4bit" else warm_workers.run  # a new process, as for a user, in one case
-    done = run("lora_chat.pipeline.machine_benchmark_worker", stdin=json.dumps(request), timeout=200)
+    done = warm_workers.run("lora_chat.pipeline.machine_benchmark_worker", stdin=json.dumps(request), timeout=200)
     assert done.exit_code == 0, done.stderr
     for measured in json.loads(done.stdout):
         assert set(measured) == set(FIGURES)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_chat.cli import main
+
 HEAVY = ["torch", "transformers", "trl", "peft", "datasets"]
 LIGHT = [
     "lora_chat.config.recipe",
@@ -38,9 +40,10 @@ def heavy_after(code):
     return done.stderr.split()
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_import_loads_no_heavy_library(module):
-    assert heavy_after(f"import {module}") == []
+def test_imports_load_no_heavy_library():
+    check = f"print(*[m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    code = "; ".join(f"import {module}; {check}" for module in LIGHT)
+    assert heavy_after(f"import sys; {code}") == []
 
 
 def test_check_detects_a_heavy_library():
@@ -71,11 +74,13 @@ def test_help_lists_every_command():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command):
-    done = python("-m", "lora_chat", command, "--help")
-    assert done.returncode == 0
-    assert f"lora-chat {command}" in done.stdout
-    assert "--json" in done.stdout
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"lora-chat {command}" in out
+    assert "--json" in out
 
 
 def test_installed_command_prints_help():
@@ -88,9 +93,18 @@ def test_installed_command_prints_help():
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["sft"], ["merge", "run"], ["recipe"], ["sft", "a", "--sett"]])
-def test_usage_error_exits_with_2_and_a_message_on_stderr(arguments):
-    done = python("-m", "lora_chat", *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
+def test_usage_error_exits_with_2_and_a_message_on_stderr(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.strip()
+
+
+def test_module_lora_chat_exits_with_the_code_of_a_usage_error():
+    done = python("-m", "lora_chat", "nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip()

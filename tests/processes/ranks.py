@@ -1,17 +1,16 @@
 """Several processes for a test: forks of one server that has imported the libraries, joined by gloo."""
 
-import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from lora_chat.processes.rank import Rank
+from tests.fork_server import make_process
 
 _TIMEOUT_SECONDS = 300
-PRELOAD = ["ranks", "lora_chat.training.sft", "lora_chat.training.trainer", "lora_chat.pipeline.fine_tune"]
-"""Modules that the server imports once."""
 
 
 class RankError(AssertionError):
@@ -23,14 +22,11 @@ def run_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout
 
     Raise RankError with the traceback of the first process that failed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         receivers, processes = [], []
         for index in range(count):
-            receiver, sender = context.Pipe(duplex=False)
-            job = (sender, Rank(index, count, index, count), folder, function, arguments)
-            process = context.Process(target=_run_rank, args=job, daemon=True)
+            receiver, sender = Pipe(duplex=False)
+            process = make_process(_run_rank, sender, Rank(index, count, index, count), folder, function, arguments)
             process.start()
             sender.close()
             receivers.append(receiver)
@@ -60,13 +56,11 @@ def _receive(index: int, receiver: Any, timeout: float) -> Any:
 
 def _run_rank(sender: Any, rank: Rank, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
     """Join the group, call the function and send its result."""
-    import torch
     import torch.distributed as dist
 
     from lora_chat.processes.group import use_group
     from lora_chat.processes.torch_group import TorchGroup
 
-    torch.set_num_threads(1)
     try:
         store = dist.FileStore(str(Path(folder) / "store"), rank.size)
         dist.init_process_group("gloo", store=store, rank=rank.index, world_size=rank.size)

@@ -5,7 +5,6 @@ The whole table is on demand (`LORA_CHAT_ALL_BASES=1`), because each case starts
 """
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import faulty
 import pytest
-from ranks import PRELOAD
+
+from tests.fork_server import make_process
 
 pytestmark = pytest.mark.slow  # imports libraries in a server of processes
 
@@ -160,12 +160,10 @@ LOST = r"Error: Process {n} of 2 ended without a message: it crashed, or it was 
     ],
 )
 def test_processes_without_an_agent_end_together(tmp_path, kind, failing, code, message):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    processes = [context.Process(target=_join, args=(kind, failing, rank, port, tmp_path)) for rank in range(2)]
+    processes = [make_process(_join, kind, failing, rank, port, tmp_path) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

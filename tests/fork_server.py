@@ -1,0 +1,59 @@
+"""Processes that start without imports, because they are forks of a server that has the libraries.
+
+The server is Python's `forkserver`. In `make test` it is a fork of the process of the tests, made before the first
+test, which has imported all libraries. Otherwise it starts with the first process that is asked for, and imports them.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pytest
+
+PRELOAD = ["lora_chat.training.sft", "lora_chat.training.trainer", "lora_chat.pipeline.fine_tune", "peft"]
+"""Modules that the server imports."""
+
+
+def make_process(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Return a process, not started yet, that calls a function of a module in the environment of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context.Process(target=_call, args=(dict(os.environ), function, arguments))
+
+
+def fork_server_from_here() -> None:
+    """Make the server a fork of this process, if it has the libraries and no threads that would not survive a fork."""
+    if sys.platform != "linux" or os.environ.get("OMP_NUM_THREADS") != "1" or not set(PRELOAD) <= sys.modules.keys():
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing.forkserver.util, "spawnv_passfds", _fork)
+        multiprocessing.forkserver.ensure_running()
+
+
+def _fork(_interpreter: str, words: list[str], _files: list[int]) -> int:
+    """Run `python -c CODE`, the command that starts the server, in a fork of this process. Return its id."""
+    if child := os.fork():
+        return child
+    code = 0
+    try:
+        exec(words[-1], {})
+    except SystemExit:
+        pass
+    except BaseException:
+        code = 1
+    os._exit(code)
+
+
+def _call(environment: dict[str, str], function: Callable[..., Any], arguments: tuple) -> None:
+    """Call a function in a fork of the server."""
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
