@@ -173,30 +173,30 @@ def test_pattern_selects_the_answer():
 
 def test_slow_pattern_is_stopped(monkeypatch):
     monkeypatch.setattr("lora_chat.evaluation.scores.numbers._TIMEOUT", 0.02)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(SlowPatternError, match="takes more than"):
         numeric_match("a" * 60 + "!", "", r"((?:a|aa)+)$")
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize(
     "text", ["1" * 20000, "1-" * 10000, "1 " * 10000, "1 111 " * 3000, "\\frac{" * 4000, "一" * 20000]
 )
 def test_reads_long_texts_quickly(text):
-    begin = time.monotonic()
+    begin = time.process_time()
     numeric_match(text, text)
-    assert time.monotonic() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 @pytest.mark.parametrize(
     "text", ["(" * 200_000 + ")" * 200_000, "好" * 200_000, "'\"" * 200_000, "a " * 200_000, "²" * 200_000]
 )
 def test_scores_long_texts_quickly(text):
-    begin = time.monotonic()
+    begin = time.process_time()
     for score in (exact_match, contains, token_f1, rouge_l, json_match, chrf_statistics):
         score(text, "a short reply")
     bleu_statistics(text, "a short reply", "zh")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_calls_match_by_name_arguments_and_order(calls, reply, is_equal):
 
 
 def test_parses_hostile_calls_quickly():
-    begin = time.monotonic()
+    begin = time.process_time()
     for reply in (
         "<tool_call>" * 20000,
         "[" * 100000,
@@ -289,7 +289,7 @@ def test_parses_hostile_calls_quickly():
         "<tool_call><function=f>" + "<parameter=" * 20000,
     ):
         parse_calls(reply)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 SENTIMENTS = find_labels(["Positive", "negative.", "very positive", "NEUTRAL", "neutral"])

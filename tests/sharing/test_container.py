@@ -103,7 +103,7 @@ def test_rejects_every_other_zip(members, how):
 def test_false_sizes_cost_no_memory(members):
     raw = raw_of(members)
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     for size in (0, 1, MAX_MEMBER_BYTES[REQUIRED_MEMBERS[0]] + 1, 2**31, 2**32 - 1):
         with pytest.raises(IntegrityError):
             unpack_members(raw[:18] + struct.pack("<II", size, size) + raw[26:])
@@ -112,7 +112,7 @@ def test_false_sizes_cost_no_memory(members):
             unpack_members(empty)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_fuzzed_files_are_refused_or_unchanged(members):

@@ -304,12 +304,12 @@ def test_asks_for_an_update_if_the_receipt_is_newer(members, write):
 def test_rejects_hostile_parcels_with_little_memory_and_time(members, write):
     path = write(forge(members, changed(["adapter", "rank"], 10**8), **{CONFIG: config_with(members, r=10**8)}))
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     refused(path)
     refused(write(forge(members, **{WEIGHTS: struct.pack("<Q", 2**23) + b" " * 2**20})))
     assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
     tracemalloc.stop()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_recognises_parcels(members, write, tmp_path):

@@ -261,10 +261,10 @@ def test_tokens_are_printed_fast(printed):
 
     def write():
         printer = ReplyPrinter()
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(20_000):
             printer.write(" wörd")
-        assert time.perf_counter() - began < 2  # a token takes a model milliseconds
+        assert time.process_time() - began < 2  # a token takes a model milliseconds
 
     assert printed(write).count("wörd") == 20_000
 
