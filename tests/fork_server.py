@@ -4,6 +4,7 @@ The server is Python's `forkserver`. In `make test` it is a fork of the process 
 test, which has imported all libraries. Otherwise it starts with the first process that is asked for, and imports them.
 """
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -40,6 +41,8 @@ def _fork(_interpreter: str, words: list[str], _files: list[int]) -> int:
     if child := os.fork():
         return child
     code = 0
+    gc.unfreeze, gc.get_freeze_count = lambda: None, lambda: 0  # a collection in a fork would copy all memory
+    gc.enable()
     try:
         exec(words[-1], {})
     except SystemExit:

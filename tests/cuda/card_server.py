@@ -41,6 +41,7 @@ def main():
     sys.modules["lora_chat.planning.local_device"]._GPU_MATRIX_SIZE = BENCHMARK_MATRIX_SIZE
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all memory
+    gc.unfreeze, gc.get_freeze_count = lambda: None, lambda: 0  # lora_chat would collect the frozen objects as well
     serve(os.fdopen(os.dup(0)), replies, run_task)
     os._exit(0)
 

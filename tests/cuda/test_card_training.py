@@ -49,6 +49,7 @@ READS_OF_INT8 = 14
 def test_losses_and_waits(card, mode, fast):
     results = card.run(train_on_both, {"mode": mode, "fast": fast})
     check_both(results)
+    assert ("_varlen_attn" in results[0]["operations"]) == fast
     assert results[0]["replies"] == results[1]["replies"]
     for step in results[0]["steps"]:
         reads = sum(count for wait, count in step.items() if not wait.startswith("upload"))
@@ -63,7 +64,7 @@ NOTES = {
 """Messages of the fast path for architectures whose layers are not fused on any device."""
 
 
-@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma2", *map(slow, ("qwen2", "qwen3", "mistral"))])
+@pytest.mark.parametrize("architecture", ["phi3", "gemma2", *map(slow, ("llama", "qwen2", "qwen3", "mistral"))])
 def test_fast_path_of_architecture(card, architecture):
     results = card.run(train_on_both, {"base": f"random:{architecture}"})
     check_both(results, NOTES.get(architecture, []))
@@ -190,7 +191,6 @@ def test_resumed_training_gives_the_same_bytes(card, tmp_path, settings):
 def test_turing_card_uses_the_stock_path(card):
     results = card.run(train_on_both, {"mode": "none", "fast": True}, capability=(7, 5))
     assert "_varlen_attn" not in results[0]["operations"]
-    assert "_varlen_attn" in card.run(train_on_both, {"mode": "none", "fast": True})[0]["operations"]
     assert results[0]["device"] == "cuda:0"
     assert results[0]["losses"] == pytest.approx(results[1]["losses"], abs=LARGEST_DIFFERENCE)
 

@@ -118,6 +118,12 @@ def train(folder, cached_layers, settings, mode="4bit", tokens=0, cache_bytes=No
     }
 
 
+@pytest.fixture(scope="module")
+def uncached(card, tmp_path_factory):
+    """Return the training on a 4-bit base without a cache."""
+    return card.run(train, str(tmp_path_factory.mktemp("uncached")), 0, {})
+
+
 def outcome(found):
     """Return what must not depend on the cache."""
     return {name: found[name] for name in ("losses", "adapter", "evaluated")}
@@ -160,7 +166,7 @@ def test_out_of_memory_drops_the_cache_first(card, tmp_path):
     assert dropped["kept_bytes"] == complete["kept_bytes"]
 
 
-def test_wrong_weights_are_not_used(card, tmp_path):
+def test_wrong_weights_are_not_used(card, uncached, tmp_path):
     found = card.run(train, str(tmp_path), NUM_LAYERS, {}, "4bit", 0, None, None, True)
     (message,) = found["messages"]
     assert (
@@ -168,15 +174,15 @@ def test_wrong_weights_are_not_used(card, tmp_path):
         in message
     )
     assert (found["trained"]["cached_layers"], found["left"]) == (0, [])
-    assert outcome(found) == outcome(card.run(train, str(tmp_path), 0, {}))
+    assert outcome(found) == outcome(uncached)
 
 
-def test_cache_that_does_not_fit_is_left_out(card, tmp_path):
+def test_cache_that_does_not_fit_is_left_out(card, uncached, tmp_path):
     found = card.run(train, str(tmp_path), NUM_LAYERS, {}, "4bit", 0, 100_000)
     (message,) = found["messages"]
     assert message.startswith("Dequantized weights are not cached: they do not fit into the GPU's memory.")
     assert (found["trained"]["cached_layers"], found["left"]) == (0, [])
-    assert outcome(found) == outcome(card.run(train, str(tmp_path), 0, {}))
+    assert outcome(found) == outcome(uncached)
 
 
 @pytest.mark.parametrize("mode", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])

@@ -143,7 +143,7 @@ def test_second_run_gets_the_next_number_and_the_resolved_recipe_runs(cache_home
 def test_embedded_base_learns_and_its_4bit_merge_agrees(cache_home, tmp_path, benchmarked):
     settings = {
         "output.directory": tmp_path,
-        "data.validation_share": 0.03,
+        "data.validation_share": 0.015,
         "training.max_steps": 5,
         "training.effective_batch_size": 4,
         "evaluation.questions": "null",

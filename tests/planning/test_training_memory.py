@@ -16,7 +16,7 @@ from tests.planning.shapes import ARCHITECTURES, LLAMA_8B_CONFIG, Widths, make_c
 
 pytestmark = pytest.mark.slow
 
-GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "9"))
+GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "6"))
 """Number of compared settings, over all bases in turn; hundreds take minutes."""
 
 

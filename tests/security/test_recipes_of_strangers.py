@@ -133,9 +133,9 @@ def test_no_path_blocks(recipe, tmp_path, cache_home, capsys, text, code):
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 20
     )
     path = recipe(text if "base:" in text else SMALL + text)
-    started = time.process_time()
+    started = time.monotonic()
     assert cli.main(["plan", str(path)]) == code
-    assert time.process_time() - started < 30
+    assert time.monotonic() - started < 30
     assert "Traceback" not in capsys.readouterr().err
 
 
