@@ -15,7 +15,7 @@ from lora_chat.data.storage.encode_chunk import ChunkEncoder, EncodingOptions
 FOLDER = Path(__file__).parents[4] / "shared" / "data"
 NAMES = ("coffee_orders.jsonl", "grade_school_math.jsonl", "chinese_talk.jsonl")
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"there is no {FOLDER}; these files are not published")
-ALL = None if os.environ.get("LORA_CHAT_ALL_REAL") else 120
+ALL = None if os.environ.get("LORA_CHAT_ALL_REAL") else 60
 EVERY = [pytest.param(24, id="some"), pytest.param(ALL, id="many", marks=pytest.mark.slow)]
 
 
