@@ -1,6 +1,8 @@
 """One file per command of the command line; each has `add_options(parser)` and `run(options)`.
 
 - parser: the parser of the command line, and the table of commands
+- argument_parser: an argument parser whose messages are short and suggest the nearest name
+- setting_names: the names of all settings of a recipe
 - options: options that several commands share
 - memory_advice: the message of each command that runs out of memory
 - sft: fine-tune a base with the settings of a recipe

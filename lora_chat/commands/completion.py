@@ -37,28 +37,7 @@ COMPLETED_VALUES = {
     "SECTION.KEY=VALUE": SETTING,
     "evaluation.KEY=VALUE": SETTING,
 }
-"""What is listed for an argument, by its metavar."""
-FREE_VALUES = frozenset(
-    {
-        *(
-            "A B",
-            "AGE",
-            "CODE",
-            "COMMIT",
-            "FIELD",
-            "ID",
-            "KIND",
-            "MINUTES",
-            "N",
-            "NAME",
-            "NAME[:PORT]",
-            "ORIGIN",
-            "OWNER/NAME",
-        ),
-        *("P", "SECONDS", "SIZE", "T", "TASK,...", "TEXT", "TYPE", "URL", "W,W,..."),
-    }
-)
-"""Metavars of values that cannot be listed."""
+"""What is listed for an argument, by its metavar; values of other metavars are free."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +55,7 @@ def write_script(shell: str) -> str:
     import shtab
 
     from lora_chat.commands.parser import make_parser
+    from lora_chat.commands.setting_names import list_setting_names
     from lora_chat.config.bundled_recipes import list_bundled_recipes
     from lora_chat.pipeline.clean import KIND_NAMES
 
@@ -90,28 +70,10 @@ def write_script(shell: str) -> str:
             action.choices = KIND_NAMES
         if metavar and action.choices is None:
             action.metavar = re.sub(r"\W+", " ", metavar).strip()  # zsh gives a colon a meaning
+    settings = [f"{name}=" for name in list_setting_names()]
     recipes = [recipe.name for recipe in list_bundled_recipes()]
-    script: str = shtab.complete(parser, shell, preamble=write_functions(shell, recipes, list_settings()))
+    script: str = shtab.complete(parser, shell, preamble=write_functions(shell, recipes, settings))
     return f"{script}\n{write_end(shell)}"
-
-
-def list_settings() -> list[str]:
-    """Return the beginnings of all values of `--set`, such as `training.epochs=`."""
-    from pydantic import BaseModel
-
-    from lora_chat.config.recipe import Recipe
-
-    names: list[str] = []
-    pending: list[tuple[str, type[BaseModel]]] = [("", Recipe)]
-    while pending:
-        prefix, model = pending.pop()
-        for name, field in model.model_fields.items():
-            kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                pending.append((f"{prefix}{name}.", kind))
-            elif prefix:
-                names.append(f"{prefix}{name}=")
-    return sorted(names)
 
 
 def iterate_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

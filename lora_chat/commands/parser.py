@@ -2,11 +2,10 @@
 
 import argparse
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import lora_chat.commands.audit as audit
 import lora_chat.commands.chat as chat
@@ -34,11 +33,7 @@ import lora_chat.commands.serve as serve
 import lora_chat.commands.sft as sft
 import lora_chat.commands.verify as verify
 from lora_chat import __version__
-from lora_chat.system.console import print_message, print_result
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
-
+from lora_chat.commands.argument_parser import COMMAND, Parser
 
 _MIN_HELP_WIDTH = 40
 
@@ -131,21 +126,6 @@ COMMAND_GROUPS = (
 COMMANDS: dict[str, Command] = {name: entry.module for group in COMMAND_GROUPS for name, entry in group.entries.items()}
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that prints through `system.console`, because help and errors quote untrusted arguments."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.color = False
-        """Whether messages are coloured; false, because the console would print Python 3.14's colours as escapes."""
-
-    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
-        if message and file is sys.stdout:
-            print_result(message, end="")
-        elif message:
-            print_message(message.rstrip("\n"))
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = Parser(
@@ -157,12 +137,16 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lora-chat {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.example = "lora-chat sft quickstart"
+    commands = parser.add_subparsers(prog=parser.prog, metavar=COMMAND, help=argparse.SUPPRESS)
     for group in COMMAND_GROUPS:
         for name, entry in group.entries.items():
             summary = entry.module.run.__doc__
-            epilog = f"Example: lora-chat {entry.example}"
-            sub = commands.add_parser(name, help=summary, description=summary, epilog=epilog, allow_abbrev=False)
+            example = f"lora-chat {entry.example}"
+            sub = commands.add_parser(
+                name, help=summary, description=summary, epilog=f"Example: {example}", allow_abbrev=False
+            )
+            sub.example = example
             sub.add_argument(
                 "--json", action="store_true", help="print results as JSON on stdout, everything else on stderr"
             )

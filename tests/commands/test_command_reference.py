@@ -28,6 +28,6 @@ def test_every_example_is_a_valid_command_line():
 
 def test_the_modules_are_those_of_the_package():
     shared = {"__init__", "options", "parser", "memory_advice", "error_report", "error_pages"}
-    shared |= {"serve_admin", "completion_functions"}
+    shared |= {"serve_admin", "completion_functions", "argument_parser", "setting_names"}
     modules = {path.stem for path in (ROOT / "lora_chat" / "commands").glob("*.py")} - shared
     assert {entry.module.__name__.rpartition(".")[2] for g in COMMAND_GROUPS for entry in g.entries.values()} == modules

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import time
 import pytest
 
 from lora_chat.cli import main
-from lora_chat.commands.completion import COMPLETED_VALUES, FREE_VALUES, iterate_actions, list_settings, write_script
+from lora_chat.commands.completion import COMPLETED_VALUES, iterate_actions, write_script
 from lora_chat.commands.completion_functions import SHELLS
 from lora_chat.commands.parser import COMMANDS, make_parser
+from lora_chat.commands.setting_names import list_setting_names
 
 BASH_DRIVER = """
 compopt() { :; }
@@ -88,13 +90,14 @@ def test_every_script_names_every_command_and_option(scripts):
         assert missing == []
 
 
-def test_every_kind_of_value_is_completed_or_free():
+def test_every_argument_that_is_a_path_is_completed():
     named = {action.metavar for action in iterate_actions(make_parser()) if isinstance(action.metavar, str)}
-    assert named - {"COMMAND", "KIND,KIND"} == COMPLETED_VALUES.keys() | FREE_VALUES
+    paths = re.compile("FILE|DIR|FOLDER|PATH|RECIPE|RUN|PARCEL|ADAPTER|BASE|THING|KEY")
+    assert {metavar for metavar in named if paths.search(metavar)} <= COMPLETED_VALUES.keys() <= named
 
 
 def test_settings_are_those_of_a_recipe():
-    assert {"base.name=", "training.epochs=", "evaluation.generation.seed="} <= set(list_settings())
+    assert {"base.name", "training.epochs", "evaluation.generation.seed"} <= set(list_setting_names())
 
 
 @on_demand
