@@ -29,6 +29,7 @@ class OwnPython(AsyncKernelManager):
             "ipykernel_launcher",
             "-f",
             "{connection_file}",
+            "--log-level=ERROR",
             "--HistoryManager.enabled=False",
         ]
         return KernelSpec(argv=words, language="python")
