@@ -76,7 +76,9 @@ def test_first_code_cell_installs_the_package_only_if_it_is_missing():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["tiny-random", pytest.param("smollm2-135m-instruct", marks=ON_DEMAND)])
-def test_notebook_ends_with_a_verified_parcel(cache_home, tmp_path, base):
+def test_notebook_ends_with_a_verified_parcel(cache_home, tmp_path, monkeypatch, base):
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "jupyter"))
     cells = run_notebook(tmp_path, base, 30 if base in SETTINGS else 4)
     outputs = [output for cell in cells for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
