@@ -161,6 +161,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def shows_live_displays() -> bool:
+    """Return whether bars may be drawn: stderr is a terminal, and this process runs a command, not a user's program."""
+    return isinstance(sys.stderr, _FilteredStream) and is_terminal(cast("TextIO", sys.stderr))
+
+
 def unfiltered_stderr() -> TextIO | None:
     """Return stderr without its filter, for a live display whose texts are already filtered."""
     return _unfiltered(sys.stderr)

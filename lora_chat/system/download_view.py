@@ -1,11 +1,10 @@
 """Progress of a download for people: a live bar in a terminal, a line now and then elsewhere."""
 
 import logging
-import sys
 import time
 from typing import Protocol
 
-from lora_chat.system.console import format_bytes, is_terminal
+from lora_chat.system.console import format_bytes, shows_live_displays
 
 logger = logging.getLogger(__name__)
 
@@ -56,4 +55,4 @@ class _LineView:
 
 def open_download_view(size: int) -> DownloadView:
     """Return the display that fits stderr, for a download of `size` bytes."""
-    return _BarView(size) if is_terminal(sys.stderr) else _LineView(size)
+    return _BarView(size) if shows_live_displays() else _LineView(size)

@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_chat.errors import DiskFullError, IntegrityError, LoraChatError, UnavailableError
+from lora_chat.system.console import shows_live_displays
 from lora_chat.system.hub_answers import (
     MAX_FILES,
     check_commit,
@@ -136,13 +137,31 @@ def download_files(
             from huggingface_hub import snapshot_download
 
             only = [glob.escape(file) for file in files]  # the library's listing may contain more files
-            folder = Path(snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=only))
+            folder = Path(
+                snapshot_download(
+                    name,
+                    repo_type=kind,
+                    revision=revision or None,
+                    allow_patterns=only,
+                    tqdm_class=_find_bar_class(),
+                )
+            )
         if folder.name != commit:
             raise HubFailureError("unreachable", f"{name} changed its commit during the download")
         for file, listed_file in files.items():
             _check_download(check_cached_file(folder, file), listed_file, f"{file} of {name}")
     clear_pending(name, commit, kind, listing)
     return folder
+
+
+def _find_bar_class() -> "type[Any] | None":
+    """Return the class of progress bars for a terminal; the class of the hub's library shows no bar otherwise."""
+    if not shows_live_displays():
+        return None
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    bar: type[Any] = tqdm
+    return bar
 
 
 def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> bytes:

@@ -18,7 +18,9 @@ from lora_chat.audit.sensitive.key_formats import load_key_formats
 from lora_chat.audit.sensitive.national_ids import load_national_id_formats
 from lora_chat.audit.sensitive.payment_cards import find_cards, load_card_lengths
 from lora_chat.audit.sensitive.phones import find_phones
+from lora_chat.audit.sensitive.scan import find_sensitive
 from lora_chat.system.hashing import digest_code
+from lora_chat.system.package_folders import find_package_folder
 
 PACKAGE = Path(lora_chat.audit.__file__).parent
 DATA_FILES = sorted(PACKAGE.rglob("*.json"))
@@ -114,6 +116,19 @@ def test_published_examples_are_not_found():
     for iban in examples.ibans:
         assert not list(find_ibans(iban))
     assert all(is_placeholder(token + "QiLCJpYXQ6MTUx") for token in examples.token_prefixes)
+
+
+def test_a_value_near_a_published_password_is_found():
+    (known,) = load_examples().passwords
+    assert not find_sensitive(f"The Wi-Fi password is {known}.")
+    assert find_sensitive(f"The Wi-Fi password is {known}7.") and find_sensitive(f"The Wi-Fi password is x{known}.")
+
+
+def test_data_of_the_bundled_recipes_contains_nothing_sensitive():
+    files = sorted(find_package_folder("recipes").rglob("*.jsonl"))
+    assert len(files) > 10
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if find_sensitive(json.dumps(json.loads(line), ensure_ascii=False))] == []
 
 
 def test_phone_numbers_need_the_form_of_their_country_or_a_keyword():

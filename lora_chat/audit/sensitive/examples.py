@@ -14,6 +14,10 @@ class ExampleValues(StrictModel):
 
     placeholder_patterns: tuple[NonEmptyStr, ...]
     """Patterns of values in place of a secret, such as `your_key`."""
+    passwords: tuple[NonEmptyStr, ...]
+    """Invented passwords in the recipes that come with lora_chat, as whole values."""
+    phone_numbers: tuple[NonEmptyStr, ...]
+    """Digits of the invented numbers in these recipes."""
     token_prefixes: tuple[NonEmptyStr, ...]
     """Beginning of the token that jwt.io shows to every visitor."""
     ibans: tuple[NonEmptyStr, ...]
@@ -40,6 +44,7 @@ def is_placeholder(value: str) -> bool:
     examples = load_examples()
     return (
         examples.placeholder_regex.search(value) is not None
+        or value in examples.passwords
         or value.startswith(examples.token_prefixes)
         or len(set(value)) < 6
     )

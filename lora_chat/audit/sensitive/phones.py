@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 
 from lora_chat.audit.report import TextMatch
+from lora_chat.audit.sensitive.examples import load_examples
 from lora_chat.audit.sensitive.phone_cues import announces_phone, load_phone_formats, names_other_number
 
 _INTERNATIONAL = re.compile(
@@ -66,6 +67,8 @@ def _has_valid_digits(digits: str, region: str | None) -> bool:
     """Return whether a numbering plan contains the number. Cached, because redaction checks a text several times."""
     import phonenumbers
 
+    if digits in load_examples().phone_numbers:
+        return False
     if _FICTIONAL_NUMBER.fullmatch(digits) or len(set(digits)) < 4 or digits.lstrip("+") in "01234567890123456789":
         return False
     try:
