@@ -81,7 +81,7 @@ def inspect_machine() -> Machine:
     except (ImportError, OSError, AttributeError) as error:
         reason = first_line(error)
         missing = MissingPackageError(
-            f"PyTorch cannot be imported: {reason}.\nFix: install it again with make install."
+            f"PyTorch cannot be imported: {reason}.\nFix: install it again: make install, or pip install torch."
         )
         return Machine(report, visible, settings, None, None, None, missing)
     try:
@@ -108,7 +108,8 @@ def check_libraries(machine: Machine) -> CheckResult:
     versions = {name: read_installed_version(name) for name in _LIBRARIES}
     if missing := [name for name, version in versions.items() if version is None]:
         text = f"missing: {', '.join(missing)}"
-        return CheckResult("problem", text, MissingPackageError(f"Required packages are {text}. Fix: make install."))
+        fix = f"pip install {' '.join(missing)}"
+        return CheckResult("problem", text, MissingPackageError(f"Required packages are {text}. Fix: {fix}"))
     return CheckResult("ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
@@ -197,7 +198,9 @@ def check_extras(machine: Machine) -> CheckResult:
 
     def describe(name: str) -> str:
         package, purpose = _EXTRAS[name]
-        return f"{name} is {'on' if read_installed_version(package) else f'off (pip install .[{name}] {purpose})'}"
+        if read_installed_version(package):
+            return f"{name} is on"
+        return f"{name} is off (pip install 'lora-chat[{name}]' {purpose})"
 
     return CheckResult("ok", ", ".join(map(describe, _EXTRAS)))
 

@@ -179,3 +179,28 @@ def test_command_starts_fast_and_reads_the_wheel(installed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "summary/dialogues.jsonl" in done.stdout
+
+
+@pytest.mark.skipif(os.environ.get("LORA_CHAT_ALL_BASES") != "1", reason="on demand")
+@pytest.mark.timeout(3000)
+def test_fresh_environment_from_the_index_runs_the_quickstart(built, tmp_path):
+    folder, run = tmp_path / "environment", tmp_path / "empty"
+    run.mkdir()
+    venv.create(folder, with_pip=True)
+    (wheel,) = (built / "from-tree").glob("*.whl")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "conf")}
+    if "PIP_FIND_LINKS" not in os.environ:
+        environment["PIP_EXTRA_INDEX_URL"] = "https://download.pytorch.org/whl/cpu"
+
+    def call(name, *arguments):
+        command = [folder / "bin" / name, *arguments]
+        done = subprocess.run(command, cwd=run, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    call("pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel)
+    assert "nvidia-cu" not in call("pip", "list")  # otherwise the index has given PyTorch's build for CUDA
+    assert json.loads(call("lora-chat", "fetch-base", "--json"))["was_ready"] is False
+    steps = ("--set", "training.max_steps=3", "--set", "evaluation.questions=null", "--set", "evaluation.samples=1")
+    assert json.loads(call("lora-chat", "sft", "quickstart", "--json", *steps))["steps"] == 3
+    assert call("lora-chat", "generate", "runs/quickstart-1", "When do you open?", "--chat").strip()
