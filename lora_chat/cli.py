@@ -115,8 +115,10 @@ def _silence_libraries() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # connections that another process has closed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # Transformers hides its bars by this variable too; `hub_client` shows the bars of downloads on a terminal itself.
+    # Transformers hides most of its bars by the first variable; the bar of GGUF files is plain tqdm, which has its own.
+    # `hub_client` shows the bars of downloads on a terminal itself.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

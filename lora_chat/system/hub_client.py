@@ -160,8 +160,13 @@ def _find_bar_class() -> "type[Any] | None":
         return None
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    bar: type[Any] = tqdm
-    return bar
+    class DownloadBar(tqdm):
+        """A bar that is shown although the command line hides the bars of all libraries with TQDM_DISABLE."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{"disable": False, **options})
+
+    return DownloadBar
 
 
 def fetch_file(name: str, file: str, commit: str, limit: int, folder: Path) -> bytes:

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import subprocess
 import sys
 import warnings
 
@@ -12,6 +13,8 @@ from lora_chat import cli
 from lora_chat.system import console, hub_client
 from lora_chat.system.download_view import open_download_view
 from lora_chat.system.library_settings import CHATTY_LIBRARIES
+
+BAR_VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
 
 class Terminal(io.StringIO):
@@ -27,14 +30,27 @@ def stderr(request, monkeypatch):
 
 
 def test_bars_of_libraries_are_hidden(stderr, monkeypatch):
-    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    for name in BAR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     levels = {name: logging.getLogger(name).level for name in CHATTY_LIBRARIES}
     with warnings.catch_warnings():
         cli._silence_libraries()
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    # Transformers decides by this variable when it is imported: "Loading weights", "Converting and de-quantizing".
-    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
+    assert [os.environ[name] for name in BAR_VARIABLES] == ["1", "1"]
+
+
+def test_bars_of_the_libraries_obey_these_variables():
+    code = """
+import tqdm.auto
+from huggingface_hub.utils import are_progress_bars_disabled
+assert are_progress_bars_disabled()  # Transformers asks this when it is imported: "Loading weights"
+assert tqdm.auto.tqdm([1]).disable  # "Converting and de-quantizing GGUF tensors"
+assert not tqdm.auto.tqdm([], disable=False).disable  # a bar of `hub_client`
+"""
+    environment = {**os.environ, **dict.fromkeys(BAR_VARIABLES, "1")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_downloads_show_a_bar_on_the_terminal_of_a_command_only(stderr, monkeypatch):
