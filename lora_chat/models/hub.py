@@ -121,7 +121,7 @@ def can_reach_hub(name: str) -> bool:
     """Return whether the hub answers and has a base of this name."""
     try:
         find_commit(name, None, "model")
-    except HubFailureError:
+    except UnavailableError:  # no connection, no such base, or an answer that no honest hub sends
         return False
     return True
 

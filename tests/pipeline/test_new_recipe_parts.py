@@ -3,17 +3,26 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_chat.commands.new import TASK_NAMES
 from lora_chat.config.data import DataSection
 from lora_chat.config.load import parse_recipe
+from lora_chat.data.row_lengths import RowLengths
 from lora_chat.errors import DataError, UsageError
 from lora_chat.pipeline.new.base_candidates import BaseCandidate, choose_default
 from lora_chat.pipeline.new.base_proposals import BASE_PROPOSALS
 from lora_chat.pipeline.new.column_roles import find_column_roles
+from lora_chat.pipeline.new.data_settings import (
+    write_evaluation,
+    write_held_out,
+    write_lengths,
+    write_source,
+    write_wording,
+)
 from lora_chat.pipeline.new.find_source import find_source
 from lora_chat.pipeline.new.languages import find_language, measure_languages
 from lora_chat.pipeline.new.profile import read_profile
@@ -21,6 +30,8 @@ from lora_chat.pipeline.new.recipe_name import choose_recipe_path
 from lora_chat.pipeline.new.recipe_text import RecipeDraft, format_recipe
 from lora_chat.pipeline.new.sibling_files import find_held_out_files
 from lora_chat.pipeline.new.task_kinds import TASKS, detect_task
+from lora_chat.pipeline.new.token_lengths import TokenLengths
+from lora_chat.pipeline.new.training_settings import write_learning_rate, write_training
 
 LONG = (
     "Nora and Ben talk about the garden. Ben cannot come on Saturday, so Nora asks for Sunday and Ben will help her. "
@@ -156,6 +167,33 @@ def test_any_names_and_comments_give_a_recipe_that_reads_back(user, assistant, c
     assert (recipe.data.train, recipe.training.learning_rate) == (str(Path("my data.jsonl").absolute()), 2e-4)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=12), task=st.sampled_from([None, *TASKS]))
+def test_any_accepted_rows_give_a_recipe_that_reads_back(tmp_path, rows, task):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": user, "label": answer}) + "\n" for user, answer in rows))
+    source = find_source(DataSection(train=str(path)))
+    try:
+        profile = read_profile(source)
+    except DataError:
+        return
+    name = task or detect_task(profile, source.roles.task)[0]
+    tokens = np.full(profile.rows, 20)
+    lengths = TokenLengths(RowLengths(tokens, tokens, tokens), 0, profile.rows, 5, is_estimated=True, positions=None)
+    draft = RecipeDraft("summary")
+    write_source(draft, source.section, source.roles, found_format=True)
+    write_wording(draft, name, source.roles, profile)
+    write_held_out(draft, profile, lengths.count, lengths.num_distinct, {})
+    write_training(draft, TASKS[name], profile, lengths.count)
+    write_evaluation(draft, TASKS[name], profile, lengths)
+    write_lengths(draft, TASKS[name], profile, lengths, lengths.list_limits()[0])
+    write_learning_rate(draft, TASKS[name], 10**9)
+    recipe = parse_recipe(format_recipe(draft), Path("new.yaml"))
+    columns = recipe.data.columns.model_dump(exclude_none=True)
+    assert columns["assistant"] == "label"
+    assert "text" in str(columns["user"])
+
+
 @pytest.mark.parametrize("name", ["../mine", "a/b", ".hidden", "nul", "", "-x", "a b", "x" * 200, "a\nb"])
 def test_refuses_names_that_are_not_plain_file_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -204,3 +242,9 @@ def test_every_proposed_base_can_be_planned_without_the_hub():
 
     known = {*read_known_configs(), *bundled_base_names()}
     assert {proposal.name for proposal in BASE_PROPOSALS} <= known
+
+
+def test_length_limits_count_the_rows_above_them():
+    tokens = np.array([10] * 98 + [200, 900])
+    lengths = TokenLengths(RowLengths(tokens, tokens, tokens), 1, 100, 5, is_estimated=False, positions=8192)
+    assert [(limit.tokens, limit.num_above) for limit in lengths.list_limits()] == [(960, 1), (256, 2), (64, 3)]

@@ -117,10 +117,13 @@ def _format_line(setting: str, comment: str, width: int) -> list[str]:
     line = f"{setting.ljust(width)}  # {comment}"
     if len(line) <= _WIDTH:
         return [line]
-    return [*textwrap.wrap(comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # "), setting]
+    return [
+        *textwrap.wrap(comment, _WIDTH, initial_indent="  # ", subsequent_indent="  # ", break_on_hyphens=False),
+        setting,
+    ]
 
 
 def _format_comment(text: str) -> list[str]:
     """Return a sentence as lines of a comment."""
     text = sanitize_line(text, _MAX_COMMENT)
-    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ") or ["#"]
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False) or ["#"]
