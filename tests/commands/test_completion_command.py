@@ -1,7 +1,6 @@
 """The scripts of `lora-chat completion` complete commands, options, choices, recipes, runs and settings."""
 
 import os
-import pty
 import re
 import select
 import shutil
@@ -118,6 +117,8 @@ def test_fish_completes(scripts, folder):
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
 @pytest.mark.parametrize("case", [case for case, expected in CASES.items() if len(expected) == 1])
 def test_zsh_completes(scripts, folder, case):
+    import pty  # Windows lacks it
+
     functions = folder / ".functions"
     functions.mkdir()
     (functions / "_lora-chat").write_text(scripts["zsh"])
