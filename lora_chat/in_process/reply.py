@@ -73,6 +73,8 @@ def _read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[ChatMessag
     except (InvalidDialogueError, TypeError, ValueError) as error:
         raise UsageError(f"The prompt {error}. Fix: give a text, or messages with `role` and `content`.") from error
     prompts = dialogue.messages[:-1]
-    if not prompts or prompts[-1].role == "assistant":
+    if not prompts:
+        raise UsageError("The list of messages is empty. Fix: give at least one message of the user.")
+    if prompts[-1].role == "assistant":
         raise UsageError("The messages end with a reply. Fix: add a message of the user.")
     return tuple(message.as_dict for message in prompts)

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import doctest
 import io
+import json
 import logging
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,7 @@ SMALL = {
 def process_state():
     """Return everything that a call may change in the process, in a form that can be compared."""
     import accelerate.state
+    import datasets  # noqa: F401 - each library gives its logger a handler when it is imported
     import huggingface_hub.constants as hub
     import matplotlib
     import numpy as np
@@ -200,3 +203,143 @@ def test_a_stopped_run_continues_in_a_thread_and_in_an_event_loop(examples, tmp_
     assert result.steps == 4
     assert result.verdict.word == "not measured"
     assert lora_chat.fine_tune(recipe, resume=result.run).figures == result.figures  # it is finished
+
+
+def test_replies_are_those_of_the_command_line(examples, monkeypatch, capsys):
+    """A sampled reply, because the greedy one of random layers repeats a token."""
+    from lora_chat.cli import main
+
+    run, loaded = examples.names["result"].run, examples.names["loaded"]
+    flags = ["--chat", "--temperature", "1", "--seed", "3", "--max-new-tokens", "12", "--json"]
+    with command_line(monkeypatch):
+        assert main(["generate", str(run), "When do you open?", *flags]) == 0
+    (expected,) = json.loads(capsys.readouterr().out)["texts"]
+    settings = {"temperature": 1.0, "seed": 3, "max_new_tokens": 12}
+    pieces = []
+    assert lora_chat.generate(loaded, "When do you open?", **settings, on_text=pieces.append) == expected
+    assert "".join(pieces).strip() == expected
+    assert lora_chat.generate(loaded, "When do you open?", **settings | {"seed": 4}) != expected
+    monkeypatch.setattr("lora_chat.in_process.reply.write_texts", lambda model, weights, prompt, *rest: [prompt])
+    decode = loaded.tokenizer.decode
+    assert decode(lora_chat.generate(loaded, "When do", chat=False)) == "When do"
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    asked = lora_chat.generate(loaded, messages)
+    assert asked == lora_chat.generate(loaded, "U", system="S")
+    assert asked == loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+
+@contextlib.contextmanager
+def command_line(monkeypatch):
+    """Undo the changes of the process that the command line makes."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    filters, hooks = warnings.filters[:], (sys.excepthook, threading.excepthook)
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        sys.excepthook, threading.excepthook = hooks
+        warnings.filters[:] = filters
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda run: lora_chat.Recipe.read("smoke", {"training.epoch": 1}), "RecipeError", "Did you mean epochs"),
+        (
+            lambda run: lora_chat.Recipe.read("smoke", {"training.epochs": object()}),
+            "RecipeError",
+            "object is not text",
+        ),
+        (lambda run: lora_chat.Recipe.from_dict({"data": {"train": 3}}), "RecipeError", "data.train"),
+        (lambda run: lora_chat.Recipe.from_dict({}), "RecipeError", "data is needed"),
+        (lambda run: lora_chat.plan(7), "UsageError", "not int"),
+        (lambda run: lora_chat.generate(run, []), "UsageError", "at least one message"),
+        (lambda run: lora_chat.generate(run, [{"role": "x", "content": "y"}]), "UsageError", "role"),
+        (
+            lambda run: lora_chat.generate(run, [{"role": r, "content": "y"} for r in ("user", "assistant")]),
+            "UsageError",
+            "end with a reply",
+        ),
+        (lambda run: lora_chat.generate(run, "x", top_p=0.5), "UsageError", "top_p"),
+        (lambda run: lora_chat.export(run, "onnx"), "UsageError", "choose from gguf"),
+        (lambda run: lora_chat.load(run / "nothing"), "UnavailableError", "no run, parcel"),
+    ],
+)
+def test_mistakes_are_errors_of_lora_chat(examples, call, error, message):
+    with pytest.raises(getattr(lora_chat, error), match=message):
+        call(examples.names["result"].run)
+
+
+def test_a_refused_parcel_raises_unless_the_caller_looks_at_it(examples, tmp_path):
+    parcel = bytearray(Path(examples.names["packed"].parcel).read_bytes())
+    parcel[len(parcel) // 2] ^= 1
+    damaged = tmp_path / "damaged.lorachat"
+    damaged.write_bytes(parcel)
+    with pytest.raises(lora_chat.IntegrityError, match="is refused"):
+        lora_chat.verify(damaged)
+    assert not lora_chat.verify(damaged, raises=False).passed
+
+
+def test_consent_names_the_argument(examples, monkeypatch, tmp_path):
+    """A run of another person is one whose signature is not by this user's key."""
+    run = tmp_path / "run-1"
+    shutil.copytree(examples.names["result"].run, run)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (run / "result.json").unlink()
+    with pytest.raises(lora_chat.ConsentError, match=r"If you trust it, add adopt=True$"):
+        lora_chat.fine_tune(examples.names["recipe"], resume=run)
+
+
+def test_several_processes_are_refused_and_keep_their_variables(examples, monkeypatch):
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (variables | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(lora_chat.UsageError, match="fine_tune uses one process"):
+        lora_chat.fine_tune("smoke")
+    assert {name: os.environ[name] for name in variables} == variables
+
+
+def test_caught_signals_stop_after_a_checkpoint(examples, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def stop(event):
+        if event.step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    recipe = lora_chat.Recipe.read("smoke", {"output.directory": tmp_path, **SMALL})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(lora_chat.StoppedError, match=r"its checkpoint is saved\.\nContinue: fine_tune"):
+        lora_chat.fine_tune(recipe, on_progress=stop, catch_signals=True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_printed_progress_is_plain_and_rare(capsys):
+    show = lora_chat.ProgressPrinter(seconds_between_steps=60)
+    show(lora_chat.ProgressEvent("training"))
+    for step in range(1, 11):
+        show(
+            lora_chat.ProgressEvent(
+                "training", step=step, steps=10, loss=1.5, tokens_per_second=20.0, seconds_left=70.0
+            )
+        )
+    show(lora_chat.ProgressEvent("training", step=10, steps=10, validation_loss=2.0))
+    show(lora_chat.ProgressEvent("training", message="evil \x1b[31m text"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "training ..."
+    assert lines[1] == "step 1/10  loss 1.500  20 supervised tokens/s  1m 10s left"
+    assert [line.split()[1] for line in lines[1:]] == ["1/10", "2/10", "10/10", "10/10", lines[-1].split()[1]]
+    assert "\x1b" not in lines[-1]
+
+
+def test_a_notebook_cell_gets_plain_lines(monkeypatch):
+    from lora_chat.training import progress_bar
+
+    monkeypatch.setattr(progress_bar, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(progress_bar, "BarView", lambda: "bar")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert progress_bar.open_progress_view() == "bar"
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert isinstance(progress_bar.open_progress_view(), progress_bar.LineView)
