@@ -51,7 +51,8 @@ class ReporterSession:
         reporters = {reporter.name: reporter for reporter in find_reporters(self.names)}
         for guard in self._guards:
             reporter = reporters.get(guard.name)
-            guard.log_final({**figures, **(texts if reporter and reporter.note is None else {})})
+            logged = {f"eval_{name}": text for name, text in texts.items()}  # Transformers files them under `eval`
+            guard.log_final({**figures, **(logged if reporter and reporter.note is None else {})})
             if reporter and reporter.note is not None:
                 for name, text in texts.items():
                     guard.call(partial(reporter.note, sys.modules[reporter.modules[0]], name, text))

@@ -244,7 +244,7 @@ def test_figures_of_the_comparison_follow_before_the_end_of_training(monkeypatch
         session.log_final({"eval_validation_loss_adapted": 1.25}, {"verdict": "better"})
         assert tags == {"verdict": "better"}
     figures = {"eval_validation_loss_adapted": 1.25}
-    assert service.events == ["begin", (4, {"loss": 2.0}), (4, figures | {"verdict": "better"}), "end"]
+    assert service.events == ["begin", (4, {"loss": 2.0}), (4, figures | {"eval_verdict": "better"}), "end"]
     assert mlflow.events == ["begin", (4, {"loss": 2.0}), (4, figures), "end"]
     assert tags["status"] == "FINISHED"
     assert len(too_large.events) == 3
@@ -260,7 +260,7 @@ def test_a_failed_run_fails_in_the_services_too(fake_wandb, tmp_path):
 def test_a_service_that_fails_after_training_is_a_warning(messages):
     class Broken(WandbCallback):
         def on_log(self, args, state, control, logs=None, model=None, **extra):
-            if "verdict" in logs:
+            if "eval_verdict" in logs:
                 raise ConnectionError("server gone")
 
     Broken.__name__ = "WandbCallback"
@@ -414,7 +414,7 @@ def test_a_run_sends_metrics_and_settings_but_no_dialogue(fake_wandb, cache_home
     assert received[-1] == ["finish", 0]
     assert kinds.count("log") >= 4
     final = received[-2][1]
-    assert final["verdict"] in ("better", "worse", "no difference shown")
+    assert final["eval/verdict"] in ("better", "worse", "no difference shown")
     comparison = json.loads((tmp_path / "runs" / "smoke-1" / "comparison.json").read_text())
     assert final["eval/validation_loss_adapted"] == comparison["validation_loss"]["adapted"]
     text = json.dumps(received, default=str)
