@@ -103,7 +103,7 @@ def test_verify_lists_the_claims_of_the_sender(run, parcel, base, call):
     _, out, _ = call(*again, "--json")
     report = json.loads(out)
     assert {"comparison", "proof", "base"} <= {*report["checked_here"]}
-    assert {*report["sender_states"]} == words - {"comparison", "proof"} | {"architecture", "evaluation.overlap"}
+    assert {*report["sender_states"]} == words - {"comparison", "proof"} | {"architecture", "evaluation.overlap", "hub"}
     _, out, _ = call(*again)
     assert "--again repeats" not in out
 
