@@ -92,15 +92,22 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def _parse_gguf_once() -> Iterator[None]:
-    """Cache the parsed GGUF and the names of its tensors, which Transformers otherwise computes 3 and 400 times."""
+    """Cache the parsed GGUF and the names of its tensors, which Transformers otherwise computes 3 and 400 times.
+
+    The progress bar of the conversion is hidden, because Transformers has no setting for it.
+    """
     import gguf
+    from transformers import modeling_gguf_pytorch_utils as conversion
 
     stock = gguf.GGUFReader, gguf.get_tensor_name_map
+    stock_bar = conversion.tqdm
     gguf.GGUFReader, gguf.get_tensor_name_map = (functools.cache(function) for function in stock)
+    conversion.tqdm = functools.partial(stock_bar, disable=True)
     try:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = stock
+        conversion.tqdm = stock_bar
 
 
 def _write_smollm2(folder: Path, file: Path | None) -> None:

@@ -117,3 +117,13 @@ def test_command_prepares_the_base_from_a_file(tmp_path, capsys):
     assert first["base"] == bundled.CHAT_BASE and not first["was_ready"] and first["bytes"] > 0
     assert main(["fetch-base"]) == 0
     assert "is ready" in capsys.readouterr().out
+
+
+def test_conversion_shows_no_progress_bar(capsys):
+    from transformers import modeling_gguf_pytorch_utils as conversion
+
+    with bundled._parse_gguf_once():
+        assert list(conversion.tqdm([1], desc="Converting")) == [1]
+    assert capsys.readouterr().err == ""
+    assert list(conversion.tqdm([1], desc="Converting")) == [1]  # the user's own conversions keep their bar
+    assert "Converting" in capsys.readouterr().err
