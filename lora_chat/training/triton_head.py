@@ -23,9 +23,13 @@ def find_triton_problem() -> str:
 
 def use_working_head(device: torch.device) -> str:
     """Let TRL compute its loss without Triton if Triton does not start. Return a note about that, or nothing."""
-    from trl.kernels import chunked_logprob
-
-    if device.type != "cuda" or not chunked_logprob._use_triton(device):
+    if device.type != "cuda":
+        return ""
+    try:
+        from trl.kernels import chunked_logprob
+    except ImportError:  # TRL 1.14, the last release for Python 3.10, computes this loss without Triton
+        return ""
+    if not chunked_logprob._use_triton(device):
         return ""
     problem = find_triton_problem()
     if not problem:
