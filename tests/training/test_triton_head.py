@@ -15,7 +15,9 @@ except ImportError:  # TRL 1.14
     chunked_logprob = None
 
 CUDA = torch.device("cuda")
-NEEDS_SWITCH = pytest.mark.skipif(chunked_logprob is None, reason="this release of TRL computes its loss without Triton")
+NEEDS_SWITCH = pytest.mark.skipif(
+    chunked_logprob is None, reason="this release of TRL computes its loss without Triton"
+)
 
 
 class Driver:
