@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -66,6 +67,8 @@ def test_try_newest_finds_requirements_changes_and_failures(tmp_path):
     assert "torch" not in names
     old, new = tool.read_pins("a_b==1.0\nc==2 ; x\n"), tool.read_pins("A-b==1.1\nc==2\n")
     assert tool.describe_set("allowed", old, new) == ["| allowed | a-b | 1.0 | 1.1 |"]
+    lines = ['d==1 ; python_version >= "3.11"', 'd==0 ; python_version < "3.11"']
+    assert tool.read_pins("\n".join(lines)) == {"d": "0" if sys.version_info < (3, 11) else "1"}
     report = tmp_path / "report.xml"
     case = '<testcase classname="t" name="{}">{}</testcase>'
     cases = [("a", ""), ("b", "<failure/>"), ("c", "<error/>"), ("d", "<skipped/>")]

@@ -33,8 +33,14 @@ def read_direct_requirements(text: str) -> list[str]:
 
 
 def read_pins(text: str) -> dict[str, str]:
-    """Return version by normalized name of lines such as `name==version`, the last one if there are several."""
-    return {re.sub(r"[-_.]+", "-", name).lower(): v for name, v in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)}
+    """Return version by normalized name of lines such as `name==version`, without those for another Python."""
+    older = sys.version_info < (3, 11)
+    lines = re.findall(r"^([\w.-]+)==([^\s;]+)(?: ; python_version (<|>=))?", text, re.MULTILINE)
+    return {
+        re.sub(r"[-_.]+", "-", name).lower(): version
+        for name, version, sign in lines
+        if not sign or (sign == "<") == older
+    }
 
 
 def read_failures(report: Path) -> tuple[int, list[str]]:
