@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lora_chat.errors import IntegrityError
 from lora_chat.models.bundled_gguf import is_gguf_installed, open_gguf
@@ -94,14 +95,22 @@ def _is_complete(folder: Path) -> bool:
 def _parse_gguf_once() -> Iterator[None]:
     """Cache the parsed GGUF and the names of its tensors, which Transformers otherwise computes 3 and 400 times.
 
-    The progress bar of the conversion is hidden, because Transformers has no setting for it.
+    The progress bar of the conversion is hidden, because Transformers has no setting for it. The reader makes
+    millions of slices of the file, which are slow as slices of a `numpy.memmap`.
     """
     import gguf
+    import numpy as np
     from transformers import modeling_gguf_pytorch_utils as conversion
+
+    class PlainArrayReader(gguf.GGUFReader):
+        """A reader whose `data` is a plain array over the memory-mapped file."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
     stock = gguf.GGUFReader, gguf.get_tensor_name_map
     stock_bar = conversion.tqdm
-    gguf.GGUFReader, gguf.get_tensor_name_map = (functools.cache(function) for function in stock)
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(PlainArrayReader), functools.cache(stock[1])
     conversion.tqdm = functools.partial(stock_bar, disable=True)
     try:
         yield

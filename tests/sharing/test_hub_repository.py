@@ -176,7 +176,7 @@ def call(hub, tmp_path, driver):
 def test_pull_gives_the_pushed_parcel(hub, call, members, write, tmp_path):
     path = write(members)
     hub.files["model.sig"] = b"of an older parcel"
-    done = call("push", path, REPOSITORY, "--json", token=TOKEN, new=True)
+    done = call("push", path, REPOSITORY, "--json", token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["commit"] == COMMIT
     assert hub.files == members  # PEFT's names, the card as README.md, and nothing else
