@@ -22,6 +22,8 @@ from lora_chat.models.stop_tokens import read_stop_ids
 from lora_chat.pipeline.open_adapter import resolve_adapter
 from lora_chat.system.hardware import Hardware
 
+pytestmark = pytest.mark.slow  # many models are loaded
+
 MODES = ("4bit", "8bit", "none")
 
 

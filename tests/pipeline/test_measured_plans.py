@@ -6,6 +6,8 @@ import pytest
 
 from lora_chat.cli import main
 
+pytestmark = pytest.mark.slow  # many models are loaded
+
 RECIPE = "recipes/smoke.yaml"
 
 

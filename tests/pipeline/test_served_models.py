@@ -25,6 +25,8 @@ from lora_chat.pipeline.served_models import open_served_models
 from lora_chat.pipeline.served_names import NamedSource, check_unique_names, read_named_source
 from tests.pipeline.serving_fixtures import things  # noqa: F401
 
+pytestmark = pytest.mark.slow  # many models are loaded
+
 LIMITS = BatchLimits()
 
 

@@ -13,6 +13,8 @@ from lora_chat.sharing.collect import make_base_receipt
 from lora_chat.sharing.lineage import check_lineage
 from lora_chat.sharing.receipt import BaseReceipt
 
+pytestmark = pytest.mark.slow  # many short trainings
+
 SETTINGS = (
     "base.name=tiny-random",
     "quantization.mode=none",

@@ -24,6 +24,8 @@ from lora_chat.pipeline.endpoint.verify_endpoint import EndpointOptions
 from lora_chat.pipeline.open_adapter import TrustOptions, open_adapter
 from lora_chat.system.http_client import open_endpoint
 
+pytestmark = pytest.mark.slow  # many models are loaded
+
 REPLY_TOKENS = 6
 
 

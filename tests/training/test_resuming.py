@@ -21,6 +21,8 @@ from lora_chat.training.sft import train_sft
 from lora_chat.training.trainer import PackedSFTTrainer
 from lora_chat.training.training_run import TrainingRun
 
+pytestmark = pytest.mark.slow  # many short trainings
+
 FP32 = Hardware("cpu", "test", 0, False, 2)
 ROWS = make_rows(22)
 STEPS = 9

@@ -13,6 +13,8 @@ from lora_chat.training.fast_path.layers import attention_block
 from lora_chat.training.fast_path.layers.lora_group import LoraGroup
 from lora_chat.training.fast_path.select import find_fast_path
 
+pytestmark = pytest.mark.slow  # many models are loaded
+
 IDS = [3 + (7 * i * i) % 250 for i in range(700)]
 
 
