@@ -7,10 +7,13 @@ test, which has imported all libraries. Otherwise it starts with the first proce
 import gc
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,15 +34,21 @@ def fork_server_from_here() -> None:
     if sys.platform != "linux" or os.environ.get("OMP_NUM_THREADS") != "1" or not set(PRELOAD) <= sys.modules.keys():
         return
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    multiprocessing.resource_tracker.ensure_running()  # an interpreter, as always
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(multiprocessing.forkserver.util, "spawnv_passfds", _fork)
         multiprocessing.forkserver.ensure_running()
 
 
-def _fork(_interpreter: str, words: list[str], _files: list[int]) -> int:
+def _fork(_interpreter: str, words: list[str], passed_files: list[int]) -> int:
     """Run `python -c CODE`, the command that starts the server, in a fork of this process. Return its id."""
     if child := os.fork():
         return child
+    # As after exec. The server ends when all other processes have closed a pipe, of which it would have an end.
+    for file in {int(path.name) for path in Path("/dev/fd").iterdir()} - {0, 1, 2, *passed_files}:
+        with suppress(OSError):
+            os.close(file)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     code = 0
     gc.unfreeze, gc.get_freeze_count = lambda: None, lambda: 0  # a collection in a fork would copy all memory
     gc.enable()
