@@ -85,6 +85,20 @@ def process_state():
     }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ordinary_signals():
+    """Give signals the handlers of an ordinary program, because tests that ran commands have left others."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def examples(cache_home, warm_exporters, tmp_path_factory):
     """Run the examples of docs/api.md in an ordinary process; return its state before and after, and their names."""
