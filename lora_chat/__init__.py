@@ -85,6 +85,8 @@ _EXPORTS = {
     "Verdict": "lora_chat.evaluation.verdict",
 }
 """Module of each public name."""
+_LIGHT_MODULES = (_API, "lora_chat.errors", "lora_chat.config.recipe", "lora_chat.config.bundled_recipes")
+"""Modules that import no library that reads protective variables."""
 __all__ = [
     "BundledRecipe",
     "ConsentError",
@@ -139,7 +141,12 @@ def __getattr__(name: str) -> object:
         return import_module("lora_chat.export")  # a package with this name exists, and it can be called
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
+    if _EXPORTS[name] in _LIGHT_MODULES:
+        module = import_module(_EXPORTS[name])
+    else:
+        with import_module("lora_chat.in_process.call").protected_imports():
+            module = import_module(_EXPORTS[name])
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -6,7 +6,7 @@ quick, and because libraries read protective variables when they are imported (l
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from os import PathLike, fspath
+from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,9 +57,11 @@ def plan(recipe: "RecipeLike", gpu: str | None = None, memory: str | None = None
     (`"12GiB"`).
     """
     with api_call("plan"):
-        from lora_chat.in_process.arguments import read_recipe_like
+        from lora_chat.in_process.arguments import check_text, read_recipe_like
         from lora_chat.pipeline.estimate import estimate_recipe
 
+        check_text("gpu", gpu)
+        check_text("memory", memory)
         return estimate_recipe(read_recipe_like(recipe), gpu, memory)
 
 
@@ -82,15 +84,14 @@ def fine_tune(
     installed during training, Ctrl-C and SIGTERM stop after the present step with a checkpoint and raise StoppedError.
     """
     with api_call("fine_tune", catches_signals=catch_signals):
-        from lora_chat.in_process.arguments import read_recipe_like
+        from lora_chat.in_process.arguments import read_list, read_recipe_like, read_resume
         from lora_chat.in_process.run import run_fine_tuning
 
-        continued = resume if isinstance(resume, bool) else resume is not None and fspath(resume)
         return run_fine_tuning(
             read_recipe_like(recipe),
-            continued,
+            read_resume(resume),
             on_progress,
-            accept_changes,
+            read_list("accept_changes", accept_changes),
             accept_template=accept_template,
             adopt=adopt,
         )
@@ -108,10 +109,11 @@ def load(
     The base is quantized as in training unless `quantization` says otherwise. `model, tokenizer = load(...)` works.
     """
     with api_call("load"):
-        from lora_chat.in_process.arguments import read_consent
+        from lora_chat.in_process.arguments import check_choices, read_consent
         from lora_chat.in_process.loaded_model import load_model
         from lora_chat.pipeline.open_chat import find_chat_model
 
+        check_choices(quantization, thinking)
         trust = read_consent(consent)
         return load_model(find_chat_model(fspath(source), quantization, trust, thinking, shows_system=True))
 
@@ -137,9 +139,10 @@ def generate(
     comes first unless the list has one or `system` is given. `on_text` receives the reply piece by piece.
     """
     with api_call("generate"):
-        from lora_chat.in_process.arguments import read_consent
+        from lora_chat.in_process.arguments import check_choices, read_consent
         from lora_chat.in_process.reply import make_request, reply
 
+        check_choices(quantization, thinking)
         sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
         request = make_request(prompt, max_new_tokens, sampling, system, chat=chat)
         return reply(source, request, quantization, read_consent(consent), thinking, on_text)
@@ -163,12 +166,13 @@ def evaluate(
     """
     with api_call("evaluate"):
         from lora_chat.config.load import format_setting
-        from lora_chat.in_process.arguments import name_files, optional_text, read_consent
+        from lora_chat.in_process.arguments import name_files, optional_text, read_consent, read_list
         from lora_chat.pipeline.evaluate import evaluate_adapter
 
         changes = [format_setting(name, value) for name, value in (settings or {}).items()]
-        files = name_files(data, questions, general)
-        return evaluate_adapter(fspath(source), files, read_consent(consent), optional_text(parent), metrics, changes)
+        files, functions = name_files(data, questions, general), read_list("metrics", metrics)
+        trust = read_consent(consent)
+        return evaluate_adapter(fspath(source), files, trust, optional_text(parent), functions, changes)
 
 
 def merge(
@@ -187,12 +191,12 @@ def merge(
     keeps a model that fails its parity check.
     """
     with api_call("merge"):
-        from lora_chat.in_process.arguments import name_files, read_consent
+        from lora_chat.in_process.arguments import check_choice, name_files, read_consent, read_sources
         from lora_chat.pipeline.merge_adapters import merge_adapters
 
-        several = [sources] if isinstance(sources, str | PathLike) else sources
+        check_choice("into", into, ("trained", "original"))
         return merge_adapters(
-            [fspath(source) for source in several],
+            read_sources(sources),
             weights,
             Path(to),
             name_files(data),
@@ -218,11 +222,13 @@ def export(
     `accept` keeps files that fail their parity check.
     """
     with api_call("export"):
-        from lora_chat.in_process.arguments import check_format, name_files, optional_path, read_consent
+        from lora_chat.export.formats import EXPORT_FORMATS
+        from lora_chat.in_process.arguments import check_choice, name_files, optional_path, read_consent, read_list
         from lora_chat.pipeline.export_adapter import export_adapter
 
         to, files, trust = optional_path(out), name_files(data), read_consent(consent)
-        return export_adapter(fspath(source), check_format(format), types, to, files, trust, accept=accept)
+        check_choice("format", format, tuple(EXPORT_FORMATS))
+        return export_adapter(fspath(source), format, read_list("types", types), to, files, trust, accept=accept)
 
 
 def pack(
@@ -272,10 +278,10 @@ def verify(
     `repeat` loads the base and repeats the measurements, and with the sender's `data` also the comparison.
     """
     with api_call("verify"):
-        from lora_chat.in_process.arguments import name_files, read_consent
+        from lora_chat.in_process.arguments import name_files, read_consent, read_list
         from lora_chat.pipeline.verify_parcel import verify_parcel
 
-        files, sources = name_files(data, questions), [fspath(parent) for parent in parents]
+        files, sources = name_files(data, questions), [fspath(parent) for parent in read_list("parents", parents)]
         trust = read_consent(consent)
         result = verify_parcel(fspath(parcel), files, trust, repeat_measurements=repeat, parents=sources)
         if raises:

@@ -119,8 +119,11 @@ class StoppedError(LoraChatError):
     """The orderly end of a command after a signal; the text says what was saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+        super().__init__(message, signal_number)  # a copy in another process is made from these arguments
+        self.message, self.exit_code = message, 128 + signal_number
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @contextmanager

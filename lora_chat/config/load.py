@@ -78,6 +78,15 @@ def make_recipe(sections: Mapping[str, object]) -> Recipe:
     return _make_paths_absolute(_validate(tree, {}, "recipe"), Path("run.yaml"), {})
 
 
+def check_recipe(recipe: Recipe) -> Recipe:
+    """Validate a recipe again, because `model_copy` accepts any value. Raise RecipeError, as `read_recipe` does."""
+    tree = recipe.model_dump(exclude_unset=True, warnings=False)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(format_validation_errors(error, tree, {}, "recipe")) from error
+
+
 def format_setting(name: str, value: object) -> str:
     """Return a setting of Python in the form of `--set`. Raise RecipeError for a value that YAML cannot have."""
     try:

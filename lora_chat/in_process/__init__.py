@@ -9,4 +9,5 @@
 - reply: replies to a message or a dialogue, and continuations of a text
 - results: the result of a run
 - run: a fine-tuning run with events, which Ctrl-C and errors of the user's function stop in order
+- tensor_state: the modes of PyTorch in which a call computes
 """

@@ -1,17 +1,16 @@
 """The arguments of the Python API's calls as the pipeline takes them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from typing_extensions import TypedDict
 
-from lora_chat.config.load import make_recipe, read_recipe
+from lora_chat.config.load import check_recipe, make_recipe, read_recipe
 from lora_chat.config.recipe import Recipe
 from lora_chat.errors import UsageError
-from lora_chat.export.formats import EXPORT_FORMATS
 from lora_chat.pipeline.held_out import EvaluationFiles
 from lora_chat.pipeline.open_adapter import TrustOptions
 
@@ -20,7 +19,11 @@ RecipeLike: TypeAlias = Recipe | PathText | Mapping[str, object]
 """A recipe, its file, the name of a bundled recipe, or its nested values."""
 
 
+_Item = TypeVar("_Item")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
+
+
+_EXAMPLES = {"gpu": "RTX 4090", "memory": "12GiB"}
 
 
 class Consent(TypedDict, total=False):
@@ -41,7 +44,7 @@ class Consent(TypedDict, total=False):
 def read_recipe_like(recipe: RecipeLike) -> Recipe:
     """Return a recipe that is given in any form."""
     if isinstance(recipe, Recipe):
-        return recipe
+        return check_recipe(recipe)
     if isinstance(recipe, Mapping):
         return make_recipe(recipe)
     if not isinstance(recipe, str | PathLike):
@@ -50,7 +53,9 @@ def read_recipe_like(recipe: RecipeLike) -> Recipe:
 
 
 def read_consent(consent: Consent) -> TrustOptions:
-    """Return the decisions of the user."""
+    """Return the decisions of the user. Raise UsageError for an unknown name, such as a misspelled `signer`."""
+    for name in consent.keys() - Consent.__annotations__.keys():
+        raise UsageError(f"{name}: unknown argument. Fix: choose from {', '.join(Consent.__annotations__)}.")
     return TrustOptions(
         base=optional_text(consent.get("base")),
         force_base=consent.get("force_base", False),
@@ -67,11 +72,21 @@ def name_files(
     return EvaluationFiles(optional_text(data), optional_text(questions), optional_text(general))
 
 
-def check_format(name: str) -> str:
-    """Return the name of an export format. Raise UsageError for another name."""
-    if name not in EXPORT_FORMATS:
-        raise UsageError(f"format={name!r}: not an export format. Fix: choose from {', '.join(EXPORT_FORMATS)}.")
-    return name
+def read_resume(resume: bool | PathText | None) -> bool | str:
+    """Return whether to continue the newest run, or the path of the run to continue. Raise UsageError for no path."""
+    if resume is None or isinstance(resume, bool):
+        return bool(resume)
+    if not isinstance(resume, str | PathLike) or not fspath(resume):
+        raise UsageError(f"resume={resume!a}: the path of a run, True or False is needed.")
+    return fspath(resume)
+
+
+def read_sources(sources: PathText | Sequence[PathText]) -> list[str]:
+    """Return the names of one or several adapters. Raise UsageError for an empty list."""
+    several = [sources] if isinstance(sources, str | PathLike) else sources
+    if not several:
+        raise UsageError("No adapter is given to merge. Fix: give at least one.")
+    return [fspath(source) for source in several]
 
 
 def check_languages(codes: Sequence[str]) -> tuple[str, ...]:
@@ -80,6 +95,31 @@ def check_languages(codes: Sequence[str]) -> tuple[str, ...]:
         if isinstance(codes, str) or not _LANGUAGE.fullmatch(code):
             raise UsageError(f"languages={codes!a}: a list of codes of two or three small letters is needed.")
     return tuple(codes)
+
+
+def check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
+    """Raise UsageError for an argument that is not one of the choices. None is the default."""
+    if value is not None and value not in choices:
+        raise UsageError(f"{name}={value!a}: unknown. Fix: choose from {', '.join(choices)}.")
+
+
+def check_text(name: str, value: str | None) -> None:
+    """Raise UsageError for an argument that is not a text, such as a number without its unit. None is the default."""
+    if not isinstance(value, str | None):
+        raise UsageError(f"{name}={value!a}: a text is needed, such as {_EXAMPLES[name]!r}.")
+
+
+def check_choices(quantization: str | None, thinking: str | None) -> None:
+    """Raise UsageError for an unknown quantization or an unknown switch of thoughts."""
+    check_choice("quantization", quantization, ("4bit", "8bit", "none"))
+    check_choice("thinking", thinking, ("on", "off"))
+
+
+def read_list(name: str, values: Iterable[_Item]) -> list[_Item]:
+    """Return the items of a list. Raise UsageError for a text, whose items are its letters."""
+    if isinstance(values, str):
+        raise UsageError(f"{name}={values!a}: a list is needed. Fix: {name}=[{values!a}].")
+    return list(values)
 
 
 def optional_text(path: PathText | None) -> str | None:

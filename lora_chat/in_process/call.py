@@ -8,10 +8,12 @@ from lora_chat.commands.error_report import explain_error
 from lora_chat.errors import ConsentError, InUseError
 from lora_chat.in_process.library_state import quiet_libraries
 from lora_chat.in_process.process_state import (
+    check_process,
     protected_environment,
     restored_accelerate,
     restored_random_numbers,
 )
+from lora_chat.in_process.tensor_state import default_tensors
 from lora_chat.system.signals import unchanged_handlers
 
 _lock = threading.Lock()
@@ -30,14 +32,29 @@ def api_call(name: str, *, catches_signals: bool = False) -> Iterator[None]:
             "Fix: wait for it, or use a second process."
         )
     try:
+        check_process(name)
         with (
             unchanged_handlers(except_in_training=catches_signals),
-            protected_environment(name),
+            quiet_libraries(),  # before the environment is changed, because it reads the user's values
+            protected_environment(),
             restored_random_numbers(),
             restored_accelerate(),
-            quiet_libraries(),
+            default_tensors(),
             explained_errors(_COMMANDS.get(name, name)),
         ):
+            yield
+    finally:
+        _lock.release()
+
+
+@contextmanager
+def protected_imports() -> Iterator[None]:
+    """Import modules as a call does: libraries that they import print nothing and run no code from a hub."""
+    if not _lock.acquire(blocking=False):
+        yield  # a call is running, which has protected the process
+        return
+    try:
+        with quiet_libraries(), protected_environment():
             yield
     finally:
         _lock.release()

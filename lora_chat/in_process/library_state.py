@@ -68,6 +68,7 @@ def quiet_libraries() -> Iterator[None]:
     before = {setting: _get(setting.module, setting.attribute) for setting in _SETTINGS}
     had_bars = _get(_BARS_MODULE, _BARS_ATTRIBUTE)
     levels = {name: logging.getLogger(name).level for name in CHATTY_LIBRARIES}
+    imported = {name for name in CHATTY_LIBRARIES if name in sys.modules}
     for setting in _SETTINGS:
         _set(setting.module, setting.attribute, setting.value)
     _set(_BARS_MODULE, _BARS_ATTRIBUTE, False)
@@ -79,7 +80,8 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+            was_imported = name in imported or name not in sys.modules
+            logging.getLogger(name).setLevel(level if was_imported else _choose_level(name, level))
         for setting in _SETTINGS:
             was_imported = before[setting] is not _MISSING
             _set(setting.module, setting.attribute, before[setting] if was_imported else wanted[setting])
@@ -93,6 +95,15 @@ _MISSING = object()
 def _get(module: str, attribute: str) -> object:
     """Return an attribute of a module, or _MISSING if the module is not imported or has no such attribute."""
     return getattr(sys.modules.get(module), attribute, _MISSING)
+
+
+def _choose_level(name: str, before: int) -> int:
+    """Return the level that a library, which the call has imported, gives its logger without the call."""
+    if name == "transformers":  # it takes the level from a variable, when it first logs
+        find_level = _get(_BARS_MODULE, "_get_default_logging_level")
+        return int(find_level()) if callable(find_level) else before
+    level = logging.getLogger(name).level
+    return before if level == logging.ERROR else level
 
 
 def _set(module: str, attribute: str, value: object) -> None:

@@ -29,19 +29,23 @@ _STATES = ("AcceleratorState", "PartialState", "GradientState")
 """Classes of Accelerate whose objects share one state."""
 
 
+def check_process(name: str) -> None:
+    """Raise UsageError in one of several processes, or if a variable for a path cannot be used."""
+    if read_rank(os.environ).size > 1 or _is_distributed():
+        raise UsageError(
+            f"{name} uses one process, and this is one of several. Fix: start the program without torchrun, or "
+            "train with `torchrun --nproc-per-node N -m lora_chat sft RECIPE`."
+        )
+    check_path_variables(os.environ)
+
+
 @contextmanager
-def protected_environment(name: str) -> Iterator[None]:
-    """Set the environment of the command line for the block. Raise UsageError in one of several processes."""
+def protected_environment() -> Iterator[None]:
+    """Set the environment of the command line for the block."""
     before = dict(os.environ)
     cuda_had_started = _cuda_has_started()
     kernels = sys.modules.get(KERNELS_PACKAGE, _ABSENT)
     try:
-        if read_rank(os.environ).size > 1 or _is_distributed():
-            raise UsageError(
-                f"{name} uses one process, and this is one of several. Fix: start the program without torchrun, or "
-                "train with `torchrun --nproc-per-node N -m lora_chat sft RECIPE`."
-            )
-        check_path_variables(os.environ)
         make_search_paths_absolute(os.environ)
         os.environ.update(ENVIRONMENT | _QUIET_IMPORTS | {"PYTHONSAFEPATH": "1"})
         for variable, value in SMALLER_CACHES.items():

@@ -1,6 +1,6 @@
 """Replies to a message or a dialogue, and continuations of a text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import fspath
 
 from pydantic import ValidationError
@@ -25,8 +25,10 @@ def make_request(
     chat: bool,
 ) -> TextRequest:
     """Return a checked request. Raise UsageError for a prompt or a setting that cannot be used."""
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens={max_new_tokens}: at least 1 is needed.")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens!a}: a whole number of at least 1 is needed.")
+    if not isinstance(system, str | None):
+        raise UsageError(f"system: a text is needed, not {type(system).__name__}.")
     try:
         generation = GenerationSection.model_validate(sampling)
     except ValidationError as error:
@@ -38,6 +40,8 @@ def make_request(
         if not chat:
             raise UsageError("chat=False continues a text, and a list of messages has none. Fix: give a text.")
         messages, prompt = _read_messages(prompt), ""
+        if system is not None and any(message["role"] == "system" for message in messages):
+            raise UsageError("The messages have a system message, and `system` is given too. Fix: leave one out.")
     request = TextRequest(prompt, 1, max_new_tokens, generation, chat, system, messages)
     request.check()
     return request
@@ -67,9 +71,16 @@ def reply(
 
 def _read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[ChatMessage, ...]:
     """Return the messages of a dialogue as the chat template takes them. Raise UsageError for others."""
+    listed = () if isinstance(messages, Mapping | bytes) or not isinstance(messages, Iterable) else tuple(messages)
+    if not all(isinstance(message, Mapping) for message in listed) or (
+        not listed and not isinstance(messages, Sequence)
+    ):
+        raise UsageError(
+            "The prompt is not a text or a list of messages. Fix: give messages with `role` and `content`."
+        )
     reply = {"role": "assistant", "content": "-"}  # a dialogue of training ends with a reply
     try:
-        dialogue = parse_dialogue({"messages": [*map(dict, messages), reply]})
+        dialogue = parse_dialogue({"messages": [*map(dict, listed), reply]})
     except (InvalidDialogueError, TypeError, ValueError) as error:
         raise UsageError(f"The prompt {error}. Fix: give a text, or messages with `role` and `content`.") from error
     prompts = dialogue.messages[:-1]

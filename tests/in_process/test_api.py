@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import random
 import re
 import resource
@@ -166,6 +167,80 @@ def test_calls_leave_the_process_unchanged(examples):
     assert examples.output.getvalue() == ""
 
 
+def test_a_call_computes_in_the_default_modes_of_pytorch(examples, tmp_path):
+    """The modes of the user's program would change weights (float64), or make the run fail (all others)."""
+    import torch
+
+    recipe = lora_chat.Recipe.read("smoke", {"output.directory": tmp_path})
+    modes = torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta")
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+        for mode in modes:
+            stack.enter_context(mode)
+        result = lora_chat.fine_tune(recipe)
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
+        assert torch.empty(1).device.type == "meta"
+    loss = examples.names["result"].figures["validation_loss"]
+    assert result.figures["validation_loss"]["adapted"] == loss["adapted"]
+
+
+def test_a_library_that_a_call_imports_gets_the_values_of_the_user(monkeypatch):
+    from lora_chat.in_process.call import api_call
+
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delitem(sys.modules, "huggingface_hub.constants", raising=False)
+    monkeypatch.setattr("lora_chat.in_process.library_state.CHATTY_LIBRARIES", ("chatty_library",))
+    with api_call("plan"):
+        constants = SimpleNamespace(HF_HUB_DISABLE_TELEMETRY=os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1")
+        monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
+        monkeypatch.setitem(sys.modules, "chatty_library", constants)
+        logging.getLogger("chatty_library").setLevel(logging.WARNING)
+        assert constants.HF_HUB_DISABLE_TELEMETRY
+    assert not constants.HF_HUB_DISABLE_TELEMETRY
+    assert logging.getLogger("chatty_library").level == logging.WARNING
+
+
+def test_a_public_name_imports_libraries_as_a_call_does(monkeypatch):
+    """`from lora_chat import MergeResult` imports bitsandbytes, which would download code with `kernels`."""
+    seen = []
+
+    def import_module(name):
+        seen.append((name, sys.modules.get("kernels", "absent"), os.environ.get("USE_HUB_KERNELS")))
+        return sys.modules[name] if name in sys.modules else __import__(name, fromlist=["*"])
+
+    monkeypatch.delenv("USE_HUB_KERNELS", raising=False)
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    monkeypatch.setattr(lora_chat, "import_module", import_module)
+    assert lora_chat.__getattr__("MergeResult").__name__ == "MergeResult"
+    assert seen[-1] == ("lora_chat.pipeline.merge_adapters", None, "0")
+    assert "kernels" not in sys.modules
+    assert "USE_HUB_KERNELS" not in os.environ
+
+
+def test_errors_reach_another_process():
+    errors = [
+        lora_chat.StoppedError("stopped", 15),
+        lora_chat.ConsentError("a template", "adopt=True"),
+        lora_chat.OutOfMemoryError("too large", "a smaller batch"),
+        lora_chat.DataError("data"),
+    ]
+    for error in errors:
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.exit_code) == (type(error), str(error), error.exit_code)
+
+
+def test_a_changed_recipe_is_validated_again():
+    recipe = lora_chat.Recipe.read("smoke")
+    for changes in ({"epochs": -5}, {"epochs": "2"}):
+        changed = recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+        with pytest.raises(lora_chat.RecipeError, match="epochs"):
+            lora_chat.plan(changed)
+    with pytest.raises(lora_chat.RecipeError, match="training"):
+        lora_chat.plan(recipe.model_copy(update={"training": None}))
+
+
 class CallbackError(Exception):
     """An error of the user's function."""
 
@@ -279,6 +354,21 @@ def command_line(monkeypatch):
         ),
         (lambda run: lora_chat.generate(run, "x", top_p=0.5), "UsageError", "top_p"),
         (lambda run: lora_chat.export(run, "onnx"), "UsageError", "choose from gguf"),
+        (lambda run: lora_chat.verify(run, signr="key.pub"), "UsageError", "signr: unknown argument.*signer"),
+        (lambda run: lora_chat.generate(run, "x", max_tokens=3), "UsageError", "max_tokens: unknown argument"),
+        (lambda run: lora_chat.merge(run, "m", into="orignal"), "UsageError", "into='orignal'.*trained, original"),
+        (lambda run: lora_chat.merge([], "m"), "UsageError", "No adapter"),
+        (lambda run: lora_chat.load(run, quantization="fp4"), "UsageError", "quantization='fp4'"),
+        (lambda run: lora_chat.export(run, "gguf", types="q8_0"), "UsageError", r"types=\['q8_0'\]"),
+        (lambda run: lora_chat.fine_tune("smoke", resume=""), "UsageError", "resume=''"),
+        (lambda run: lora_chat.generate(run, {"role": "user", "content": "x"}), "UsageError", "list of messages"),
+        (lambda run: lora_chat.generate(run, "x", max_new_tokens=2.5), "UsageError", "whole number"),
+        (
+            lambda run: lora_chat.generate(run, [{"role": r, "content": "y"} for r in ("system", "user")], system="z"),
+            "UsageError",
+            "leave one out",
+        ),
+        (lambda run: lora_chat.plan("smoke", memory=12), "UsageError", "memory=12"),
         (lambda run: lora_chat.load(run / "nothing"), "UnavailableError", "no run, parcel"),
     ],
 )
