@@ -48,8 +48,20 @@ def read_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with the file and line (or the setting) of every error. Relative data paths become absolute:
     paths in the file start at the folder of the recipe, paths in settings at the working directory.
     """
-    path = find_recipe(path)
-    return parse_recipe(_open_recipe(path), path, settings)
+    file = find_recipe(path)
+    if file != Path(path):
+        _check_only_one(str(path), file)
+    return parse_recipe(_open_recipe(file), file, settings)
+
+
+def _check_only_one(name: str, bundled: Path) -> None:
+    """Raise RecipeError if the name of a bundled recipe is also the name of a recipe in the working directory."""
+    own = Path(f"{name}.yaml")
+    if own.is_file() and not own.samefile(bundled):
+        raise RecipeError(
+            f"{name} is a recipe of lora_chat, and {own} is here too. "
+            f"Fix: name {own} for the file here, or {bundled} for the recipe of lora_chat."
+        )
 
 
 def parse_recipe(text: str, path: Path, settings: Sequence[str] = ()) -> Recipe:

@@ -24,6 +24,14 @@ def test_a_file_comes_before_a_bundled_name(tmp_path, monkeypatch):
     assert find_recipe("smoke") == Path("smoke")
 
 
+def test_a_name_of_two_recipes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("smoke.yaml").write_text("data: {train: x.jsonl}")
+    with pytest.raises(RecipeError, match=r"smoke is a recipe of lora_chat, and smoke\.yaml is here too\. Fix: name"):
+        read_recipe("smoke")
+    assert str(read_recipe("smoke.yaml").data.train).endswith("x.jsonl")
+
+
 @pytest.mark.parametrize("name", ["smoke.yaml", "tasks/math", "./smoke", "..", ""])
 def test_a_path_is_not_searched_among_the_bundled_recipes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -248,3 +248,70 @@ def test_length_limits_count_the_rows_above_them():
     tokens = np.array([10] * 98 + [200, 900])
     lengths = TokenLengths(RowLengths(tokens, tokens, tokens), 1, 100, 5, is_estimated=False, positions=8192)
     assert [(limit.tokens, limit.num_above) for limit in lengths.list_limits()] == [(960, 1), (256, 2), (64, 3)]
+
+
+def write_rows(rows):
+    """Write rows in the working directory, and return their source as `new` reads it."""
+    Path("odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return find_source(DataSection(train="odd.jsonl"))
+
+
+def name_task(source):
+    return detect_task(read_profile(source), source.roles.task)[0]
+
+
+def test_a_column_of_replies_comes_before_a_label():
+    row = {"title": "A mill", "text": "Where is it?", "category": "place", "reply": "It is by the river."}
+    roles = find_column_roles([row] * 9)
+    assert (roles.user, roles.assistant, roles.is_guess) == ("text", "reply", True)
+    assert roles.reason.endswith("not read: title, category")
+    roles = find_column_roles([{"title": "a", "question": "b", "answer": "c", "tag": "d"}])
+    assert (roles.user, roles.assistant, roles.task) == ("question", "answer", None)
+
+
+def test_a_column_with_one_value_is_no_answer():
+    roles = find_column_roles([{"text": f"{LONG} {i}", "origin": "web"} for i in range(20)])
+    assert (roles.text, roles.assistant) == ("text", None)
+    assert roles.reason.endswith("not read: origin")
+
+
+def test_a_text_beside_lists_is_refused_and_an_index_is_not_read():
+    assert find_column_roles([{"text": f"{LONG} {i}", "entities": [{"a": 1}]} for i in range(20)]) is None
+    roles = find_column_roles([{"": str(i), "ask": f"{LONG} {i}", "gold": f"No {i} {LONG}"} for i in range(20)])
+    assert (roles.user, roles.assistant) == ("ask", "gold")
+
+
+def test_labels_that_do_not_repeat_are_no_classes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name_task(write_rows([{"text": f"text {i}", "label": f"id {i}"} for i in range(20)])) != "classification"
+    assert name_task(write_rows([{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)])) == "classification"
+
+
+def test_answers_that_are_not_in_the_text_are_not_asked_for_in_its_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"context": f"{LONG} {i}", "question": "Who comes?", "answer": f"Zoe{i}"} for i in range(20)]
+    assert name_task(write_rows(rows)) != "reading"
+    assert name_task(write_rows([row | {"answer": "Ben"} for row in rows])) == "reading"
+
+
+def test_all_labels_are_in_the_prompt_one_a_line_if_a_label_has_a_comma(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"text {i}", "label": "ham" if i % 2 else "a, b"} for i in range(2999)]
+    rows[1]["label"] = "rare"  # beside the rows that are looked at for the kind of answers
+    source, draft = write_rows(rows), RecipeDraft("")
+    profile = read_profile(source)
+    write_wording(draft, "classification", None, profile)
+    assert "rare" not in {item.reference for item in profile.items}
+    assert draft.tree["data"]["system"] == "Reply with one of these labels:\na, b\nham\nrare"
+
+
+def test_an_empty_row_does_not_hide_the_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+    assert write_rows([*rows, {"text": "", "label": ""}]).roles.task == "classification"
+
+
+def test_a_column_without_a_name_is_no_preferred_reply(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = write_rows([{"": str(i), "text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)])
+    assert name_task(source) == "classification"

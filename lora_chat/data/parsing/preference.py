@@ -94,7 +94,7 @@ def take_chosen(row: Mapping[str, object], drop: bool, notes: RowNotes) -> Mappi
 def _find(row: Mapping[str, object], names: Mapping[str, str], keys: Sequence[str]) -> object:
     """Return the filled text, message or list under one of several keys, or None."""
     for name in keys:
-        value = row.get(names.get(name, ""))
+        value = row[names[name]] if name in names else None
         if isinstance(value, (str, list, Mapping)) and is_filled(value) and not is_mark(name, value):
             return value
     return None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_chat.config.columns import is_column_format
 from lora_chat.data.parsing.column_guess import guess_pair, normalize_column_name
@@ -15,14 +15,20 @@ _QUESTION_NAMES = ("question", "query")
 _ANSWER_NAMES = ("answer", "answertext")
 _LABEL_NAMES = ("label", "class", "category", "intent", "sentiment", "labeltext", "labelname", "target", "tag")
 _TEXT_NAMES = ("text", "sentence", "content", "review", "utterance", "message", "tweet", "comment", "body", "title")
+_REPLY_NAMES = ("answer", "response", "reply", "completion", "output", "solution")
+"""Names of columns that are the answer, so that a label beside them is only a note."""
 _SUMMARY_NAMES = ("summary", "highlight", "abstract", "tldr", "headline")
 _DOCUMENT_NAMES = ("dialogue", "document", "article", "text", "content", "report", "body", "transcript", "story")
 _SYSTEM_NAMES = ("system", "systemprompt", "systemmessage")
 _NUMBERING = re.compile(
-    r"(row|line|sample|example|data)?_?(id|idx|index|number|nr|no)|.*_id|uuid|guid|hash|url|date|split"
+    r"(row|line|sample|example|data)?_?(id|idx|index|number|nr|no)|.*_id|uuid|guid|hash|url|date|split|(unnamed: \d+)?"
 )
 """Names of columns that number or date rows."""
 _MAX_LABEL_CHARACTERS, _MAX_LABEL_SHARE = 40, 0.34
+_FEW_ROWS = 8
+"""Rows from which a column with one value does not count."""
+_MAX_UNREAD = 6
+"""Most columns that are listed as not read."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,31 @@ class ColumnRoles:
 
 
 def find_column_roles(rows: Sequence[Row]) -> ColumnRoles | None:
-    """Return the columns of question and answer, or of plain text, or None if they are not clear."""
+    """Return the columns of question and answer, or of plain text, or None if they are not clear.
+
+    The reason lists the columns that are not read.
+    """
     names = _list_names(rows)
     if not names:
         return None
-    return _by_names(names) or _by_contents(names, rows)
+    roles = _by_names(names) or _by_contents(names, rows)
+    unread = _list_unread(names, roles) if roles is not None else []
+    if roles is None or not unread:
+        return roles
+    more = f" and {len(unread) - _MAX_UNREAD} more" if len(unread) > _MAX_UNREAD else ""
+    return replace(roles, reason=f"{roles.reason}; not read: {', '.join(unread[:_MAX_UNREAD])}{more}")
+
+
+def _list_unread(names: Sequence[str], roles: ColumnRoles) -> list[str]:
+    """Return the columns with contents that these roles leave out; numbering does not count."""
+    user = (roles.user,) if isinstance(roles.user, str) else roles.user or ()
+    read = {*user, roles.assistant, roles.text, roles.system}
+    return [name for name in names if name not in read and not _is_numbering(name)]
+
+
+def _is_numbering(name: str) -> bool:
+    """Return whether a column numbers or dates rows, by its name."""
+    return _NUMBERING.fullmatch(name.strip().lower()) is not None
 
 
 def _list_names(rows: Sequence[Row]) -> list[str]:
@@ -87,9 +113,13 @@ def _by_names(names: Sequence[str]) -> ColumnRoles | None:
         return ColumnRoles(document, summary, system=system, task="summary", reason=reason)
     label = pick(_LABEL_NAMES)
     text = pick(_TEXT_NAMES, label)
-    if label and text:
-        return ColumnRoles(text, label, system=system, task="classification", reason=reason)
     pair = guess_pair(names)
+    if label and text and pair in (None, (text, label)):
+        reply = pick(_REPLY_NAMES, text, label)
+        if reply is not None:
+            reason = f"a guess: {reply} is the answer to {text}"
+            return ColumnRoles(text, reply, system=system, is_guess=True, reason=reason)
+        return ColumnRoles(text, label, system=system, task="classification", reason=reason)
     if pair is None:
         return None
     is_translation = normalize_column_name(pair[0]) not in ("question", "prompt", "input") and _are_languages(pair)
@@ -107,9 +137,13 @@ def _are_languages(pair: tuple[str, str]) -> bool:
 
 def _by_contents(names: Sequence[str], rows: Sequence[Row]) -> ColumnRoles | None:
     """Return the columns by their contents, which is a guess."""
-    texts = {name: _read_texts(name, rows) for name in names if not _NUMBERING.fullmatch(name.strip().lower())}
-    columns = [name for name, values in texts.items() if len(values) >= 0.9 * len(rows)]
+    texts = {name: _read_texts(name, rows) for name in names if not _is_numbering(name)}
+    full = [name for name, values in texts.items() if len(values) >= 0.9 * len(rows)]
+    # A column with one value in all rows, such as the source, is neither a question nor an answer.
+    columns = [name for name in full if len(rows) < _FEW_ROWS or len(set(texts[name])) > 1] or full
     if len(columns) == 1:
+        if any(isinstance(row.get(name), list | dict) for row in rows for name in texts):
+            return None
         return ColumnRoles(None, None, columns[0], is_guess=True, reason="a guess: it is the only column of text")
     if len(columns) != 2:
         return None

@@ -1,6 +1,7 @@
 """The sections `data` and `evaluation` of a new recipe, from the profile of the data."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ _MAX_PARENTS = 2
 """Number of `..` in a relative path; a file farther away is named by its absolute path."""
 _MAX_LISTED_LABELS, _MAX_LABEL_LIST = 20, 600
 """Most labels of a system message, and most characters of their list."""
+_LIST_SIGN = re.compile(r",|\.$|\bor\b")
+"""Parts of a label that a list on one line would take for its own."""
 _MIN_TO_CHOOSE, _DEFAULT_SHARE, _LARGE_SHARE = 8, 0.1, 0.25
 """Validation rows from which a step is chosen, the default of `validation_share`, and its largest proposal."""
 _MIN_ROWS_FOR_TEST = 300
@@ -58,11 +61,20 @@ def write_wording(draft: RecipeDraft, task_name: str, roles: ColumnRoles | None,
             reason = draft.sections["data"]["columns"].comment
             draft.set("data", "columns", columns, f"{reason}; the prompt names the task, so ask later in the same way")
     if task_name == "classification" and not profile.has_system:
-        labels = sorted({item.reference for item in profile.items})
-        is_short = len(labels) <= _MAX_LISTED_LABELS and sum(map(len, labels)) <= _MAX_LABEL_LIST
-        if len(labels) >= 2 and is_short and all(label.isprintable() for label in labels):
-            text = f"Reply with one label: {', '.join(labels[:-1])} or {labels[-1]}."
+        text = _list_labels(profile)
+        if text is not None:
             draft.set("data", "system", text, "the labels are in the prompt, so the comparison with the base is fair")
+
+
+def _list_labels(profile: DataProfile) -> str | None:
+    """Return a system message with all labels; None if they are too many or too long, or not all rows were read."""
+    labels = sorted(profile.first_replies)
+    is_short = 2 <= len(labels) <= _MAX_LISTED_LABELS and sum(map(len, labels)) <= _MAX_LABEL_LIST
+    if profile.is_part or not is_short or not all(label.isprintable() for label in labels):
+        return None
+    if any(_LIST_SIGN.search(label) for label in labels):
+        return "\n".join(["Reply with one of these labels:", *labels])
+    return f"Reply with one label: {', '.join(labels[:-1])} or {labels[-1]}."
 
 
 def _word_prompt(task: TaskKind, roles: ColumnRoles, profile: DataProfile) -> str | None:

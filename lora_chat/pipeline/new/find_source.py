@@ -86,6 +86,7 @@ def _read_first_rows(path: object, preparation: RowPreparation) -> list[Row]:
 
 def _needs_columns(rows: list[Row]) -> bool:
     """Return whether rows are in no known format, or are texts with a class."""
+    rows = [row for row in rows if any(value not in (None, "") for value in row.values())]
     formats = {detect_format(row) for row in rows}
     if formats == {None}:
         return True

@@ -47,6 +47,7 @@ from lora_chat.pipeline.prepare import prepare_run
 from lora_chat.planning.format import format_refusal
 from lora_chat.system.atomic_write import write_new_text
 from lora_chat.system.hardware import describe_cpu
+from lora_chat.system.sanitize import sanitize_line
 
 _BLOCK_LENGTH = 1024
 """Length of the blocks by which plain text is measured, in tokens."""
@@ -151,8 +152,22 @@ def _make(
         _write_tools(draft, inputs)
     text = format_recipe(with_settings(draft, inputs.settings))
     _check_recipe(parse_recipe(text, location.path), inputs, planner)
-    notes = [*inputs.source.local.notes, *([inputs.target.note] if inputs.target.note else []), *notes]
+    notes = [
+        *_note_one_answer(inputs),
+        *inputs.source.local.notes,
+        *([inputs.target.note] if inputs.target.note else []),
+        *notes,
+    ]
     return NewRecipe(inputs, text, lengths, candidates, chosen, notes)
+
+
+def _note_one_answer(inputs: RecipeInputs) -> list[str]:
+    """Return a note on data in which all answers are the same."""
+    profile = inputs.profile
+    if profile.rows < 2 or len(profile.first_replies) != 1 or profile.exchanges > 1 or profile.has_calls:
+        return []
+    answer = sanitize_line(profile.first_replies[0], 60)
+    return [f"All answers are {answer!r}, so the model learns to answer this to everything."]
 
 
 def _find_held_out(inputs: RecipeInputs, location: RecipeLocation) -> tuple[dict[str, str], list[str]]:

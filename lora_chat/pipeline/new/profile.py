@@ -15,6 +15,8 @@ from lora_chat.pipeline.new.languages import LanguageShare, measure_languages
 
 MAX_PROFILED_ROWS = 20_000
 """Rows that are parsed for a profile. All rows are read when the recipe is checked."""
+MAX_LISTED_REPLIES = 1_000
+"""Different answers that are counted."""
 _MAX_ITEMS, _MAX_TEXTS = 2_000, 1_000
 """Dialogues whose first answer is looked at, and texts whose language is."""
 
@@ -50,6 +52,8 @@ class DataProfile:
     """Whether a reply calls a tool."""
     has_tools: bool
     """Whether a dialogue has tools, their calls or their results."""
+    first_replies: tuple[str, ...]
+    """Different first answers of all dialogues in their order; more than MAX_LISTED_REPLIES are not counted."""
     items: tuple[ReplyItem, ...]
     """First answer of each dialogue, with the message before it, up to a limit."""
     reply_texts: tuple[str, ...]
@@ -125,9 +129,21 @@ def _measure(units: Sequence[Dialogue | Document], data_format: str) -> DataProf
         has_calls=any(message.tool_calls for message in answers),
         has_tools=any(dialogue.tools for dialogue in dialogues)
         or any(message.tool_calls or message.role == "tool" for message in messages),
+        first_replies=_list_first_replies(dialogues),
         items=tuple(_list_items(dialogues)),
         reply_texts=tuple(_thin_out([_write_reply(message) for message in answers])),
     )
+
+
+def _list_first_replies(dialogues: Sequence[Dialogue]) -> tuple[str, ...]:
+    """Return the different first answers of dialogues, at most one more than MAX_LISTED_REPLIES."""
+    replies: dict[str, None] = {}
+    for dialogue in dialogues:
+        if dialogue.first_answer is not None:
+            replies[dialogue.messages[dialogue.first_answer].content] = None
+        if len(replies) > MAX_LISTED_REPLIES:
+            break
+    return tuple(replies)
 
 
 def _write_reply(message: Message) -> str:

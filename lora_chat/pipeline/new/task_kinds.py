@@ -159,12 +159,20 @@ TASKS: Mapping[str, TaskKind] = {
 """Every task by name, in the order in which it is recognised; names are the choices of `--task`."""
 
 
+_POSSIBLE: Mapping[str, Callable[[DataProfile], bool]] = {
+    "classification": signs.can_be_labels,
+    "reading": signs.can_be_spans,
+}
+"""Tests of the answers for tasks that names of columns show; a task without a test is always possible."""
+
+
 def detect_task(profile: DataProfile, named_by_columns: str | None = None) -> tuple[str, str]:
     """Return the name of the task of data and the reason.
 
     Names of columns come first, if the answers can belong to that task.
     """
-    if named_by_columns is not None and not profile.is_text:
+    is_possible = _POSSIBLE.get(named_by_columns or "", lambda _: True)
+    if named_by_columns is not None and not profile.is_text and is_possible(profile):
         return named_by_columns, "its columns look like it"
     for name, task in TASKS.items():
         reason = task.recognize(profile)

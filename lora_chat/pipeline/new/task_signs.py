@@ -7,7 +7,7 @@ from lora_chat.evaluation.measurement import ReplyItem
 from lora_chat.evaluation.reply_kinds import find_kinds
 from lora_chat.evaluation.scores.text import split_words
 from lora_chat.pipeline.new.languages import UNKNOWN_LATIN
-from lora_chat.pipeline.new.profile import DataProfile
+from lora_chat.pipeline.new.profile import MAX_LISTED_REPLIES, DataProfile
 
 _MOST = 0.8
 """Share of the answers that must have a sign."""
@@ -19,6 +19,10 @@ _MAX_TRANSLATION_RATIO = 4.0
 _SEVERAL_TURNS = 1.3
 """Mean number of replies of a dialogue from which it has several turns."""
 _MAX_DISTINCT_REPLIES = 0.95
+_MANY = 0.4
+"""Share of the answers that must be in the text if the names of the columns show this task."""
+_FEW_ROWS = 8
+"""Rows from which labels must repeat."""
 
 
 def has_documents(profile: DataProfile) -> str | None:
@@ -40,7 +44,19 @@ def has_labels(profile: DataProfile) -> str | None:
     """Recognise a few labels that repeat."""
     if _find_kind(profile) != "labels":
         return None
-    return f"answers are {len({item.reference for item in profile.items})} short texts that repeat"
+    return f"answers are {len(profile.first_replies)} short texts that repeat"
+
+
+def can_be_labels(profile: DataProfile) -> bool:
+    """Return whether the answers repeat as labels do, or are too few to tell."""
+    distinct = len(profile.first_replies)
+    return profile.rows < _FEW_ROWS or distinct <= min(MAX_LISTED_REPLIES, profile.rows // 2)
+
+
+def can_be_spans(profile: DataProfile) -> bool:
+    """Return whether many answers are words of the text, so that a prompt may ask for them."""
+    is_span = [item.reference.strip().lower() in item.prompt.lower() for item in profile.items]
+    return sum(is_span) >= _MANY * len(is_span)
 
 
 def has_numbers(profile: DataProfile) -> str | None:
