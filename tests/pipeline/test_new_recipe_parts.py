@@ -315,3 +315,11 @@ def test_a_column_without_a_name_is_no_preferred_reply(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = write_rows([{"": str(i), "text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)])
     assert name_task(source) == "classification"
+
+
+def test_a_chosen_task_that_contradicts_the_data_is_noted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = read_profile(write_rows([{"question": f"{LONG} {i}?", "answer": f"{LONG} {i}."} for i in range(20)]))
+    for task in ("classification", "json", "math", "tools", "translation"):
+        assert f"does not look like the task {task} that you chose" in find_contradiction(task, profile), task
+    assert find_contradiction("instructions", profile) is None

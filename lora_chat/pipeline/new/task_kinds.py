@@ -162,6 +162,7 @@ TASKS: Mapping[str, TaskKind] = {
 _POSSIBLE: Mapping[str, Callable[[DataProfile], bool]] = {
     "classification": signs.can_be_labels,
     "reading": signs.can_be_spans,
+    "translation": signs.can_be_translations,
 }
 """Tests of the answers for tasks that names of columns show; a task without a test is always possible."""
 
@@ -171,11 +172,26 @@ def detect_task(profile: DataProfile, named_by_columns: str | None = None) -> tu
 
     Names of columns come first, if the answers can belong to that task.
     """
-    is_possible = _POSSIBLE.get(named_by_columns or "", lambda _: True)
-    if named_by_columns is not None and not profile.is_text and is_possible(profile):
+    if named_by_columns is not None and not profile.is_text and _is_possible(named_by_columns, profile):
         return named_by_columns, "its columns look like it"
     for name, task in TASKS.items():
         reason = task.recognize(profile)
         if reason is not None:
             return name, reason
     raise AssertionError("the last task recognises everything")
+
+
+def _is_possible(name: str, profile: DataProfile) -> bool:
+    """Return whether the answers can belong to a task."""
+    test = _POSSIBLE.get(name)
+    return test is None or test(profile)
+
+
+def find_contradiction(name: str, profile: DataProfile) -> str | None:
+    """Return a sentence if the answers of data cannot belong to a task that the user chose."""
+    is_sure = name in _POSSIBLE or name in ("json", "math", "tools")
+    fits = _is_possible(name, profile) if name in _POSSIBLE else TASKS[name].recognize(profile) is not None
+    if not is_sure or fits:
+        return None
+    other, reason = detect_task(profile)
+    return f"The data does not look like the task {name} that you chose, but like {other}: {reason}."

@@ -59,6 +59,12 @@ def can_be_spans(profile: DataProfile) -> bool:
     return sum(is_span) >= _MANY * len(is_span)
 
 
+def can_be_translations(profile: DataProfile) -> bool:
+    """Return whether questions and answers are not in the same known language."""
+    first, second = profile.prompt_languages[:1], profile.reply_languages[:1]
+    return not first or not second or first[0].language == UNKNOWN_LATIN or first[0].language != second[0].language
+
+
 def has_numbers(profile: DataProfile) -> str | None:
     """Recognise worked answers that end with a number."""
     if _find_kind(profile) != "numbers":
