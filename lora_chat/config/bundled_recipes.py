@@ -45,6 +45,8 @@ def find_recipe(recipe: str | Path) -> Path:
     if recipe in known:
         return known[recipe]
     near = difflib.get_close_matches(recipe, known, n=1)
+    own = Path(f"{recipe}.yaml")
+    near = [str(own)] if own.is_file() else near
     hint = f" Did you mean {near[0]}?" if near else ""
     raise RecipeError(
         f"{sanitize_line(recipe, 100)} is neither a file nor a recipe of lora_chat.{hint}\nFix: lora-chat recipes"

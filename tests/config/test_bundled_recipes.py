@@ -40,6 +40,9 @@ def test_a_path_is_not_searched_among_the_bundled_recipes(name, tmp_path, monkey
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"mine is neither .* Did you mean mine\.yaml\?"):
+        Path("mine.yaml").touch()
+        find_recipe("mine")
     with pytest.raises(RecipeError, match=r"quickstar is neither .* Did you mean quickstart\?\nFix: lora-chat recipes"):
         find_recipe("quickstar")
 

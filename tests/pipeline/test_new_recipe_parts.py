@@ -29,7 +29,7 @@ from lora_chat.pipeline.new.profile import read_profile
 from lora_chat.pipeline.new.recipe_name import choose_recipe_path
 from lora_chat.pipeline.new.recipe_text import RecipeDraft, format_recipe
 from lora_chat.pipeline.new.sibling_files import find_held_out_files
-from lora_chat.pipeline.new.task_kinds import TASKS, detect_task
+from lora_chat.pipeline.new.task_kinds import TASKS, detect_task, find_contradiction
 from lora_chat.pipeline.new.token_lengths import TokenLengths
 from lora_chat.pipeline.new.training_settings import write_learning_rate, write_training
 

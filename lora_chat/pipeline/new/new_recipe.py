@@ -40,6 +40,7 @@ from lora_chat.pipeline.new.inputs import (
 from lora_chat.pipeline.new.introduction import introduce
 from lora_chat.pipeline.new.recipe_text import RecipeDraft, format_recipe
 from lora_chat.pipeline.new.sibling_files import find_held_out_files
+from lora_chat.pipeline.new.task_kinds import find_contradiction
 from lora_chat.pipeline.new.token_lengths import MEASURED_LENGTH, LengthLimit, TokenLengths, measure_tokens
 from lora_chat.pipeline.new.training_settings import write_adapter, write_base, write_learning_rate, write_training
 from lora_chat.pipeline.new.user_questions import UserQuestions
@@ -153,7 +154,7 @@ def _make(
     text = format_recipe(with_settings(draft, inputs.settings))
     _check_recipe(parse_recipe(text, location.path), inputs, planner)
     notes = [
-        *_note_one_answer(inputs),
+        *_note_answers(inputs),
         *inputs.source.local.notes,
         *([inputs.target.note] if inputs.target.note else []),
         *notes,
@@ -161,9 +162,12 @@ def _make(
     return NewRecipe(inputs, text, lengths, candidates, chosen, notes)
 
 
-def _note_one_answer(inputs: RecipeInputs) -> list[str]:
-    """Return a note on data in which all answers are the same."""
+def _note_answers(inputs: RecipeInputs) -> list[str]:
+    """Return notes on answers that cannot belong to the task, or that are all the same."""
     profile = inputs.profile
+    contradiction = find_contradiction(inputs.task_name, profile)
+    if contradiction is not None:
+        return [contradiction]
     if profile.rows < 2 or len(profile.first_replies) != 1 or profile.exchanges > 1 or profile.has_calls:
         return []
     answer = sanitize_line(profile.first_replies[0], 60)

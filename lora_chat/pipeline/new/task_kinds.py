@@ -183,8 +183,7 @@ def detect_task(profile: DataProfile, named_by_columns: str | None = None) -> tu
 
 def _is_possible(name: str, profile: DataProfile) -> bool:
     """Return whether the answers can belong to a task."""
-    test = _POSSIBLE.get(name)
-    return test is None or test(profile)
+    return name not in _POSSIBLE or _POSSIBLE[name](profile)
 
 
 def find_contradiction(name: str, profile: DataProfile) -> str | None:
