@@ -275,8 +275,10 @@ def test_a_column_with_one_value_is_no_answer():
     assert roles.reason.endswith("not read: origin")
 
 
-def test_a_text_beside_lists_is_refused_and_an_index_is_not_read():
-    assert find_column_roles([{"text": f"{LONG} {i}", "entities": [{"a": 1}]} for i in range(20)]) is None
+def test_columns_of_lists_are_listed_as_not_read_and_an_index_does_not_count():
+    roles = find_column_roles([{"text": f"{LONG} {i}", "entities": [{"a": 1}]} for i in range(20)])
+    assert (roles.text, roles.reason) == ("text", "a guess: plain text; not read: entities")
+    assert find_column_roles([{"passages": f"{LONG} {i}", "entities": [{"a": 1}]} for i in range(20)]) is None
     roles = find_column_roles([{"": str(i), "ask": f"{LONG} {i}", "gold": f"No {i} {LONG}"} for i in range(20)])
     assert (roles.user, roles.assistant) == ("ask", "gold")
 

@@ -68,6 +68,9 @@ def find_column_roles(rows: Sequence[Row]) -> ColumnRoles | None:
     if not names:
         return None
     roles = _by_names(names) or _by_contents(names, rows)
+    if roles is None and all(isinstance(row.get("text"), str) for row in rows):
+        # `sft` reads these rows as plain text, so the user must see which columns that leaves out.
+        roles = ColumnRoles(None, None, "text", is_guess=True, reason="a guess: plain text")
     unread = _list_unread(names, roles) if roles is not None else []
     if roles is None or not unread:
         return roles
