@@ -44,9 +44,10 @@ def list_recipes() -> "list[BundledRecipe]":
 def inspect_data(recipe: "RecipeLike", count: int = 3, *, accept_template: bool = False) -> "DataInspection":
     """Read the data of a recipe as training does; return its statistics and `count` dialogues with their loss mask."""
     with api_call("inspect_data"):
-        from lora_chat.in_process.arguments import read_recipe_like
+        from lora_chat.in_process.arguments import check_count, read_recipe_like
         from lora_chat.pipeline.inspect_data import show_dialogues
 
+        check_count("count", count)
         return show_dialogues(read_recipe_like(recipe), count, accept_template=accept_template)
 
 

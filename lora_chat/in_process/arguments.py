@@ -97,9 +97,9 @@ def check_languages(codes: Sequence[str]) -> tuple[str, ...]:
     return tuple(codes)
 
 
-def check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
-    """Raise UsageError for an argument that is not one of the choices. None is the default."""
-    if value is not None and value not in choices:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UsageError for an argument that is not one of the choices."""
+    if value not in choices:
         raise UsageError(f"{name}={value!a}: unknown. Fix: choose from {', '.join(choices)}.")
 
 
@@ -110,9 +110,17 @@ def check_text(name: str, value: str | None) -> None:
 
 
 def check_choices(quantization: str | None, thinking: str | None) -> None:
-    """Raise UsageError for an unknown quantization or an unknown switch of thoughts."""
-    check_choice("quantization", quantization, ("4bit", "8bit", "none"))
-    check_choice("thinking", thinking, ("on", "off"))
+    """Raise UsageError for an unknown quantization or an unknown switch of thoughts. None is the default."""
+    if quantization is not None:
+        check_choice("quantization", quantization, ("4bit", "8bit", "none"))
+    if thinking is not None:
+        check_choice("thinking", thinking, ("on", "off"))
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise UsageError for an argument that is not a whole number from 0."""
+    if not isinstance(value, int) or value < 0:
+        raise UsageError(f"{name}={value!a}: a whole number of at least 0 is needed.")
 
 
 def read_list(name: str, values: Iterable[_Item]) -> list[_Item]:

@@ -1,7 +1,9 @@
 """Replies to a message or a dialogue, and continuations of a text."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import fspath
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -14,6 +16,9 @@ from lora_chat.in_process.arguments import PathText
 from lora_chat.in_process.loaded_model import LoadedModel
 from lora_chat.pipeline.generate_text import TextRequest, encode_prompt, generate_texts, write_texts
 from lora_chat.pipeline.open_adapter import TrustOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def make_request(
@@ -66,7 +71,20 @@ def reply(
     if quantization is not None or thinking is not None or trust != TrustOptions():
         raise UsageError("A loaded model has its quantization, thoughts and base. Fix: give them to load().")
     chat_model = source.chat_model
-    return write_texts(chat_model, source.model, encode_prompt(chat_model, request), request, write)[0]
+    with _evaluation_mode(source.model):
+        return write_texts(chat_model, source.model, encode_prompt(chat_model, request), request, write)[0]
+
+
+@contextmanager
+def _evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
+    """Switch off dropout and gradient checkpointing in a model that the user trains, and switch them on again."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def _read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[ChatMessage, ...]:

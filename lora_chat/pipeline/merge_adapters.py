@@ -1,6 +1,7 @@
 """The merge of one or several adapters into a 16-bit model."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def open_blend(
         raise UsageError(
             f"--weights has {len(weights)} numbers for {len(sources)} adapters. Fix: give one number for each adapter."
         )
+    if weights is not None and not all(map(math.isfinite, weights)):
+        raise UsageError(f"--weights: {', '.join(map(str, weights))} are not all finite numbers.")
     opened = open_adapters(sources, trust)
     first = opened[0]
     blend = AdapterBlend(

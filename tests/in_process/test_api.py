@@ -317,6 +317,22 @@ def test_replies_are_those_of_the_command_line(examples, monkeypatch, capsys):
     assert asked == loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
+def test_a_model_in_training_replies_as_in_evaluation(examples, monkeypatch):
+    """In training mode, dropout changes tokens, and gradient checkpointing generates other tokens without a cache."""
+    loaded = lora_chat.load(examples.names["result"].run)
+    loaded.model.train()
+    loaded.model.get_base_model().model.norm.eval()
+    modes = [module.training for module in loaded.model.modules()]
+
+    def write_texts(chat_model, model, *rest):
+        return [[module.training for module in model.modules()]]
+
+    monkeypatch.setattr("lora_chat.in_process.reply.write_texts", write_texts)
+    assert not any(lora_chat.generate(loaded, "When do you open?"))
+    assert [module.training for module in loaded.model.modules()] == modes
+    assert set(modes) == {True, False}
+
+
 @contextlib.contextmanager
 def command_line(monkeypatch):
     """Undo the changes of the process that the command line makes."""
@@ -358,6 +374,9 @@ def command_line(monkeypatch):
         (lambda run: lora_chat.generate(run, "x", max_tokens=3), "UsageError", "max_tokens: unknown argument"),
         (lambda run: lora_chat.merge(run, "m", into="orignal"), "UsageError", "into='orignal'.*trained, original"),
         (lambda run: lora_chat.merge([], "m"), "UsageError", "No adapter"),
+        (lambda run: lora_chat.merge(run, "m", [float("nan")]), "UsageError", "not all finite"),
+        (lambda run: lora_chat.export(run, None), "UsageError", "choose from gguf"),
+        (lambda run: lora_chat.inspect_data("smoke", -1), "UsageError", "count=-1"),
         (lambda run: lora_chat.load(run, quantization="fp4"), "UsageError", "quantization='fp4'"),
         (lambda run: lora_chat.export(run, "gguf", types="q8_0"), "UsageError", r"types=\['q8_0'\]"),
         (lambda run: lora_chat.fine_tune("smoke", resume=""), "UsageError", "resume=''"),
