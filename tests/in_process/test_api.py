@@ -100,6 +100,18 @@ def ordinary_signals():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ordinary_logger():
+    """Take the handlers from the logger of the package, because tests that ran commands have left one that prints."""
+    logger = logging.getLogger("lora_chat")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers[:] = True, [logging.NullHandler()]
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers[:] = before[1:]
+
+
 @pytest.fixture(scope="module")
 def examples(cache_home, warm_exporters, tmp_path_factory):
     """Run the examples of docs/api.md in an ordinary process; return its state before and after, and their names."""

@@ -41,5 +41,6 @@ def test_names_of_data_become_neither_tags_nor_paths(cache_home, tmp_path):
     assert found["scalars"]
     named = [*found["scalars"], *found["tensors"], *found["images"], *found["histograms"]]
     assert all(
-        re.fullmatch(r"[a-z_]+/[a-z_]+(/text_summary)?|args/text_summary|model_config/text_summary", t) for t in named
-    ), named
+        re.fullmatch(r"[a-z_]+/[a-zA-Z_]+(/text_summary)?|args/text_summary|model_config/text_summary", t)
+        for t in named
+    ), "\n".join(named)

@@ -38,6 +38,7 @@ UNDIGESTED_OF_DIALOGUES = UNDIGESTED | {
     "config/system_message.py": "the text that matters is in the key",
     "system/bounded_call.py": "can only stop a call",
     "system/strict_yaml.py": "helps to find the files, whose content is in the key",
+    "system/console.py": "shows the progress of a download",
     "system/frames.py": "carries values between processes unchanged",
     "system/worker.py": "starts processes",
     "system/worker_start.py": "can only end a process whose parent has ended",
