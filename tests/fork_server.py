@@ -44,10 +44,13 @@ def _fork(_interpreter: str, words: list[str], passed_files: list[int]) -> int:
     """Run `python -c CODE`, the command that starts the server, in a fork of this process. Return its id."""
     if child := os.fork():
         return child
-    # As after exec. The server ends when all other processes have closed a pipe, of which it would have an end.
-    for file in {int(path.name) for path in Path("/dev/fd").iterdir()} - {0, 1, 2, *passed_files}:
+    # The server ends when all other processes have closed a pipe, of which it would have an end. Files are not closed,
+    # because an object of the tests that closes its file later would close another one that has got the number.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in {int(path.name) for path in Path("/dev/fd").iterdir()} - {0, 1, 2, nothing, *passed_files}:
         with suppress(OSError):
-            os.close(file)
+            os.fstat(file)  # raises for the folder itself, which is closed again
+            os.dup2(nothing, file, inheritable=False)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     code = 0
     gc.unfreeze, gc.get_freeze_count = lambda: None, lambda: 0  # a collection in a fork would copy all memory
