@@ -23,7 +23,7 @@ PACKAGES = (
     *("transformers", "trl"),
     # The other requirements of lora_chat.
     *("filelock", "gguf", "httpx2", "nvidia-ml-py", "phonenumberslite", "platformdirs", "psutil", "pydantic"),
-    *("python-stdnum", "PyYAML", "rich", "sacrebleu"),
+    *("python-stdnum", "PyYAML", "rich", "sacrebleu", "shtab"),
     # The requirements of the packages above.
     *("annotated-types", "anyio", "certifi", "charset-normalizer", "click", "colorama", "dill", "fsspec", "h11"),
     *("httpcore2", "idna", "lxml", "markdown-it-py", "mdurl", "multiprocess", "packaging", "portalocker"),
