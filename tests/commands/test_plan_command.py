@@ -273,6 +273,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_BASES" not in os.environ, reason="on demand: LORA_CHAT_ALL_BASES=1")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
 def test_refused_runs_do_fail_without_the_plan(cache_home, tmp_path):

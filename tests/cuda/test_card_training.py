@@ -91,6 +91,7 @@ def test_stock_path_of_gemma2(card):
     check_both(card.run(train_on_both, {"base": "random:gemma2", "fast": False}))
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 @pytest.mark.parametrize("fast", [True, slow(False)])
 def test_gradient_checkpointing_changes_nothing(card, fast):
     plain = card.run(train, {"fast": fast})
@@ -165,6 +166,7 @@ def test_dry_run_needs_the_memory_of_training(card, optimizer):
     assert seen["training"] - batch_bytes <= seen["dry_run"][0] <= seen["training"] * 1.2, seen
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -1,6 +1,7 @@
 """Training in fp16 with a gradient scaler on an emulated Turing card, and use of such a run there and on a CPU."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -191,6 +192,7 @@ def run(card, tmp_path_factory):
     return folder / "smoke-1"
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 def test_run_records_fp16(run):
     assert json.loads((run / "plan.json").read_text())["precision"]["dtype"] == "float16"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -203,6 +205,7 @@ def pick_losses(result):
     return {side: result["validation_loss"][side] for side in ("base", "adapted")}
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 def test_run_on_a_card_opens_there_and_on_a_cpu(card, run, tmp_path, capsys):
     from lora_chat.cli import main
 
@@ -224,6 +227,7 @@ def test_run_on_a_card_opens_there_and_on_a_cpu(card, run, tmp_path, capsys):
     assert "float32" in (tmp_path / "on-cpu/config.json").read_text()
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 @pytest.mark.slow
 def test_merge_and_parcel_of_an_fp16_run(card, run, tmp_path, capsys):
     from lora_chat.cli import main

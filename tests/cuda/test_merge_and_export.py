@@ -1,6 +1,7 @@
 """Merges, exports and other uses of a finished adapter on a card that is too small for more than its quantized base."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def merge(card, files, to, **options):
     return run(card, files, ["merge", files / "adapter", "--to", to], **options)
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_CUDA" not in os.environ, reason="on demand: make cuda-test")
 def test_small_card_checks_the_merge_on_the_cpu(card, files, tmp_path):
     reports = {}
     for name, options in {"large": LARGE_CARD, "small": SMALL_CARD}.items():

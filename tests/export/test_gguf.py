@@ -1,6 +1,7 @@
 """A GGUF computes the outputs of the adapted model in llama.cpp, and a wrong one fails its parity check."""
 
 import importlib.util
+import os
 import py_compile
 import re
 import sys
@@ -172,6 +173,7 @@ def test_rejects_a_gguf_adapter_of_dora(blend, out):
         export_gguf_adapter(adapters, out)
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_BASES" not in os.environ, reason="on demand: LORA_CHAT_ALL_BASES=1")
 @pytest.mark.slow  # with real workers
 def test_exports_gpt2_merged_but_not_as_an_adapter(cache_home, make_adapter, tmp_path, out):
     from transformers import GPT2Config, GPT2LMHeadModel

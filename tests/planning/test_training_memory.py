@@ -20,6 +20,7 @@ GRID = int(os.environ.get("LORA_CHAT_MEMORY_GRID", "6"))
 """Number of compared settings, over all bases in turn; hundreds take minutes."""
 
 
+@pytest.mark.skipif("LORA_CHAT_ALL_BASES" not in os.environ, reason="on demand: LORA_CHAT_ALL_BASES=1")
 @pytest.mark.slow
 @pytest.mark.timeout(30 + 10 * GRID)
 def test_closed_form_agrees_with_a_dry_run_of_the_real_model():
