@@ -102,7 +102,7 @@ def test_does_not_benchmark_other_machines_and_gpus(job, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["4bit", *(pytest.param(mode, marks=ALL) for mode in ("none", "8bit"))])
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=ALL) for mode in ("4bit", "none", "8bit")])
 def test_worker_returns_all_measurements(job, monkeypatch, mode, warm_workers):
     # A worker that starts as for a user is in tests/security/test_working_directory.py.
     plan, problem, base = job
